@@ -13,10 +13,12 @@ streams/pipeline.py. What happens when something dies: docs/delivery.md.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from typing import Any, cast
 
 from contracts.topics import CLOCK, DERIVED, DLQ, LANE
-from settings import Settings, get_settings
+from settings import Settings, get_settings, unknown
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
@@ -27,6 +29,8 @@ from streams.remedies import REMEDIES
 from streams.transport import BatchApp, Batches, OpenLane
 from streams.watermark import Watermark
 from tables.codec import due_of, is_state, version_of
+
+log = logging.getLogger(__name__)
 
 
 class OrdersApp(BatchApp):
@@ -101,6 +105,8 @@ def __getattr__(name: str) -> Any:
     this module makes no client.
     """
     if name == "app":
+        for setting, _ in unknown(os.environ):
+            log.warning("%s is no setting and is ignored", setting)
         globals()["app"] = application = create_app(get_settings())
         return application
     raise AttributeError(name)

@@ -25,3 +25,7 @@ class OrdersError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}"
+
+
+class TakenAway(OrdersError):
+    """What a program works with was there as it started and is gone. A worker waits, as for a server."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -803,6 +804,31 @@ def _certificate_problems(s: Settings, protocol: str, tls: bool) -> Iterator[str
         )
     if s.kafka_ssl_certfile is None and (s.kafka_ssl_keyfile or s.kafka_ssl_key_password):
         yield f"ORDERS_KAFKA_SSL_{files[-1].upper()} needs a certificate: set ORDERS_KAFKA_SSL_CERTFILE"
+
+
+_OTHERS: Final = frozenset({"ORDERS_COMPILED", "ORDERS_OLIST"})
+"""Names in the environment that are no settings: of compiled/, and of the tests."""
+_SERVICE: Final = "_SERVICE_HOST"
+"""How a name ends that Kubernetes gives to the address of a service, which may be called `orders`. Others
+that begin alike come with it.
+"""
+
+
+def unknown(names: Collection[str]) -> Iterator[tuple[str, str | None]]:
+    """Those of these names of the environment that begin as a setting's and are none, each with the name of
+    the setting that is nearest to it, if one is near. Pure.
+    """
+    known = {f"ORDERS_{name}".upper() for name in Settings.model_fields} | _OTHERS
+    services = tuple(
+        f"{name.removesuffix(_SERVICE)}{kind}"
+        for name in names
+        if name.endswith(_SERVICE)
+        for kind in ("_SERVICE_", "_PORT")
+    )
+    for name in sorted(names):
+        upper = name.upper()
+        if upper.startswith("ORDERS_") and upper not in known and not name.startswith(services):
+            yield name, next(iter(get_close_matches(upper, sorted(known - _OTHERS), 1, 0.8)), None)
 
 
 find_servers: Callable[[], dict[str, str]] = dict

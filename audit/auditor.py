@@ -237,6 +237,7 @@ class Auditor:
             )
         report.settled = report.lag == 0
         self._scope.cluster = await log.cluster()
+        self._scope.topic_ids = await log.topic_ids(self._scope.counts)
         self._checkpoint = self._open_checkpoint(stack)
         if self._follow is not None and not self._follow.advance:
             report.settled = False
@@ -259,7 +260,7 @@ class Auditor:
         target, scope = self._target, self._scope
         if target.checkpoints is None or scope.only is not None:
             return None
-        what = scope_of(target, scope.cluster, scope.counts)
+        what = scope_of(target, scope.cluster, scope.counts, scope.topic_ids)
         if self._follow is not None:
             checkpoint = self._servers.checkpoint
             assert checkpoint is not None
@@ -757,14 +758,17 @@ def folder_of(target: Target, cluster: str) -> Path:
     return target.checkpoints / target.group / cluster
 
 
-def scope_of(target: Target, cluster: str, counts: Mapping[str, int]) -> dict[str, Any]:
-    """What a checkpoint is one of. `counts`: partitions of each topic."""
+def scope_of(
+    target: Target, cluster: str, counts: Mapping[str, int], topic_ids: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint is one of. `counts`: partitions of each topic; `topic_ids`: see Scope."""
     return {
         "group": target.group,
         "cluster": cluster,
         "changelog": target.changelog,
         "lanes": target.partitions or lanes_of(counts),
         "topics": dict(counts),
+        "topic ids": dict(topic_ids),
         "message_bytes": target.message_bytes,
     }
 

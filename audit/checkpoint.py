@@ -36,7 +36,7 @@ from audit.judge import DERIVED_EVENT, ENTRY, FACT, LOCAL, LONGEST_TTL, MEMBER, 
 from audit.log import Span
 from errors import OrdersError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE audit (number, orders, whole);
 CREATE TABLE entry (
@@ -158,10 +158,9 @@ class Checkpoint:
         try:
             manifest = _decode_manifest(text)
             if manifest.scope != self._scope:
-                changed = sorted(
-                    name for name, value in self._scope.items() if manifest.scope.get(name) != value
+                raise CheckpointUnusable(
+                    f"the last audit's checkpoint is of other {_changed(manifest.scope, self._scope)}"
                 )
-                raise CheckpointUnusable(f"the last audit's checkpoint is of other {', '.join(changed)}")
             for lane in range(lanes):
                 with LaneCheckpoint(self._lane(lane)) as opened:
                     if opened.number != manifest.number:
@@ -415,6 +414,22 @@ class Fresh:
         self._db.executemany("INSERT INTO entry VALUES (?,?,?,?,?,?)", self._entries)
         self._db.executemany("INSERT INTO known VALUES (?,?)", self._known)
         self._entries, self._known = [], []
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of a scope is another one now, with the names of topics. Pure."""
+    if before.get("format") != now["format"]:
+        return "format"
+    changed: list[str] = []
+    for name in sorted(now):
+        was, value = before.get(name), now[name]
+        if was == value:
+            continue
+        topics = ""
+        if isinstance(value, dict) and isinstance(was, dict):
+            topics = ", ".join(sorted(key for key in was | value if was.get(key) != value.get(key)))
+        changed.append(f"{name} ({topics})" if topics else name)
+    return ", ".join(changed)
 
 
 def _merge(path: Path, fresh: Path, number: str) -> None:

@@ -161,7 +161,8 @@ class Follower:
         if not lanes_of(counts):
             raise LogUnavailable("Kafka has none of the input topics", "run orders init")
         place = folder_of(target, cluster)
-        checkpoint = Checkpoint(place, scope_of(target, cluster, counts))
+        topic_ids = await servers.log.topic_ids(counts)
+        checkpoint = Checkpoint(place, scope_of(target, cluster, counts, topic_ids))
         try:
             checkpoint.prepare()
         except BlockingIOError:

@@ -30,6 +30,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from errors import OrdersError
 from wire import PartitionRecords, RecordBatches, clients, learn_topics
+from wire.topic_ids import topic_ids
 
 Progress = Callable[[int], None]
 
@@ -170,6 +171,13 @@ class Log:
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
         return {each["topic"]: len(each["partitions"]) for each in described if each["partitions"]}
+
+    async def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """Topic -> its id, which another topic of this name hasn't; without those that have none."""
+        try:
+            return await asyncio.wait_for(topic_ids(self._cluster._client, topics), self._timeout)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka tells no ids of topics: {told(error)}") from error
 
     async def largest_batch(self, topic: str) -> int | None:
         """A topic's max.message.bytes; None: it may not be seen."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,8 @@ class Scope:
     """How many partitions the topics had before."""
     counts: dict[str, int] = field(default_factory=dict)
     """Partitions of each topic."""
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+    """The id of each topic, which a later one of this name hasn't; not known of brokers before Kafka 2.8."""
     spans: dict[TopicPartition, Span] = field(default_factory=dict)
     """Of the topics that lanes read: what is committed."""
     cluster: str = ""

@@ -278,6 +278,7 @@ def main() -> None:
     # A fault in a library's or in compiled code leaves at least where it was.
     faulthandler.enable(2)
     settings.find_servers = local.servers
+    warn_of_unknown_settings()
     code = 1
     try:
         code = run(sys.argv[1:])
@@ -292,6 +293,16 @@ def main() -> None:
     except Exception:
         print(printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
     sys.exit(code)
+
+
+def warn_of_unknown_settings() -> None:
+    """Say on stderr which names of the environment look like settings and aren't; never their values.
+
+    No error: programs of several versions may share an environment. Never raises.
+    """
+    for name, nearest in settings.unknown(os.environ):
+        meant = f"; did you mean {nearest}?" if nearest else "; orders settings lists all"
+        _fail(f"warning: {name} is no setting and is ignored{meant}")
 
 
 def _end_by_sigterm() -> None:

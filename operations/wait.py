@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from settings import Settings
 from sinks.clients import ONCE, open_client
@@ -76,8 +76,8 @@ async def wait(
     Without `cache` Redis isn't asked.
 
     `progress` is called with the records handled so far and those left. When no worker runs, or the cache
-    takes long, `say` is called once with a sentence about it. Raises TopicsMissing, and aiokafka's errors
-    when the brokers go away.
+    takes long, `say` is called once with a sentence about it. Raises TopicsMissing, aiokafka's errors when
+    the brokers go away, and redis-py's AuthenticationError and NoPermissionError.
     """
     started = time.monotonic()
     processed: float | None = None
@@ -116,5 +116,7 @@ async def _cache_of(settings: Settings, reader: LagReader, client: redis.asyncio
     ends = await reader.changelog_ends()
     try:
         return Cache(await behind(client, settings, ends))
+    except (AuthenticationError, NoPermissionError):
+        raise  # nobody who waits gets in
     except (RedisError, OSError):
         return Cache(None)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from contracts.bulk import Kind
 from errors import OrdersError
 from settings import Settings
-from sinks.connection import Connection, connect, watched
+from sinks.connection import Connection, connect, tables_there, watched
 
 _BEGIN: Final = """
     INSERT INTO orders_bulk_job AS j (job_id, kind, parts, lines, refused, digest)
@@ -79,7 +79,8 @@ class Progress(NamedTuple):
 
 class BulkJobs:
     """The table, over one connection.
-    An async context manager; each method is one statement, and raises what asyncpg raises.
+    An async context manager; each method is one statement, and raises what asyncpg raises, and
+    TablesTakenAway.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -135,13 +136,14 @@ class BulkJobs:
 
     async def _ask(self, how: str, statement: str, *arguments: object) -> Any:
         settings = self._settings
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(
-                settings.postgres,
-                self._name,
-                timeout=settings.postgres_connect_timeout,
-                pooled=settings.pooled,
-                command_timeout=settings.postgres_statement_timeout,
-            )
-        async with watched(self._connection):
-            return await getattr(self._connection, how)(statement, *arguments)
+        with tables_there():
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await connect(
+                    settings.postgres,
+                    self._name,
+                    timeout=settings.postgres_connect_timeout,
+                    pooled=settings.pooled,
+                    command_timeout=settings.postgres_statement_timeout,
+                )
+            async with watched(self._connection):
+                return await getattr(self._connection, how)(statement, *arguments)

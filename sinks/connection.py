@@ -22,14 +22,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, cast
 from weakref import WeakSet
 
 import asyncpg
 
 from credentials import PostgresUrl
+from errors import TakenAway
 from sinks.address import read, unreadable
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,25 @@ class HalfOpen(ConnectionResetError):
 
 class NoSuchHost(ConnectionError):
     """Raised when no host of an address is what its target_session_attrs asks for, as during a failover."""
+
+
+class TablesTakenAway(TakenAway):
+    """A table of ours, its schema or the database isn't there any more."""
+
+    remedy = "put back what was there (a backup, or orders init and orders repair --rows)"
+
+
+@contextmanager
+def tables_there() -> Iterator[None]:
+    """Raises TablesTakenAway where a statement finds a table, its schema or the database gone."""
+    try:
+        yield
+    except (
+        asyncpg.UndefinedTableError,
+        asyncpg.InvalidSchemaNameError,
+        asyncpg.InvalidCatalogNameError,
+    ) as error:
+        raise TablesTakenAway(f"Postgres says: {error.args[0]}") from error
 
 
 class Connection(asyncpg.Connection):

@@ -25,7 +25,7 @@ from msgspec import structs
 
 from domain.shapes import Row
 from settings import Settings
-from sinks.connection import Connector, HalfOpen, watched
+from sinks.connection import Connector, HalfOpen, TablesTakenAway, tables_there, watched
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
@@ -155,11 +155,11 @@ class PostgresSink:
         """Write the batch in one transaction, and return how many rows were new or changed. An empty batch
         does nothing.
 
-        Raises asyncpg.PostgresError, asyncpg.InterfaceError, OSError or TimeoutError. Then nothing of the
-        batch is written or, if the connection was lost in the commit, all of it: repeat it. An error of class
-        22 or 23 (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) comes again with the same
-        rows, every other may pass; so may asyncpg.ForeignKeyViolationError, once the row that is referred to
-        is there. Blocks while all connections of the pool are in use.
+        Raises asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError or TablesTakenAway. Then
+        nothing of the batch is written or, if the connection was lost in the commit, all of it: repeat it. An
+        error of class 22 or 23 (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) comes again
+        with the same rows, every other may pass; so may asyncpg.ForeignKeyViolationError, once the row that
+        is referred to is there. Blocks while all connections of the pool are in use.
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.write() before start()")
@@ -167,7 +167,17 @@ class PostgresSink:
         if not filled:
             return 0
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
-        async with self._pool.acquire() as connection:
+        try:
+            with tables_there():
+                return await self._write_once(self._pool, filled)
+        except TablesTakenAway:
+            self._connector.drop()  # what comes back may be older, and new connections have that looked at
+            raise
+
+    async def _write_once(
+        self, pool: asyncpg.Pool[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
+    ) -> int:
+        async with pool.acquire() as connection:
             try:
                 async with watched(connection):
                     return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
@@ -201,8 +211,9 @@ class PostgresSink:
         if self._pool is None:
             raise RuntimeError("PostgresSink.versions() before start()")
         query = f"SELECT id::text, version FROM {self._schema}.orders_order WHERE id = ANY($1::uuid[])"
-        async with self._pool.acquire() as connection, watched(connection):
-            return {row[0]: row[1] for row in await connection.fetch(query, order_ids)}
+        with tables_there():
+            async with self._pool.acquire() as connection, watched(connection):
+                return {row[0]: row[1] for row in await connection.fetch(query, order_ids)}
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Replace all rows of these orders by `batch` in one transaction, whatever their versions.

@@ -57,7 +57,7 @@ async def watch_loop() -> None:
 
 ROWS_BEHIND: Final = Gauge(
     "orders_rows_behind",
-    "Orders whose rows in Postgres are older than a state that was written after them, of those looked at.",
+    "Orders known to have older rows in Postgres than they had; there until all of the lane have their rows.",
     ["lane"],
 )
 """Above 0: Postgres went back in time, and orders repair --rows brings the rows back."""

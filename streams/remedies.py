@@ -7,6 +7,9 @@ from typing import Final
 from streams.transport import errors
 
 REMEDIES: Final[dict[type[BaseException], str]] = {
+    errors.DiskFull: (
+        "make room, or set ORDERS_DATA to where there is some, and start the worker again: nothing is lost"
+    ),
     errors.FolderInUse: "give this worker a --name of its own, or an ORDERS_DATA of its own",
     errors.GaveUp: (
         "start the worker again when that works; ORDERS_RETRY_LIMIT says how long it is tried again"

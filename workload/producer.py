@@ -164,6 +164,8 @@ class _Sender:
     async def _dispatch(self, topic: str, partition: int, batch: Any) -> None:
         batch.close()
         future = await self._producer.send_batch(batch, topic, partition=partition)
+        # Once one has failed nobody looks at those after it, and asyncio would say so of each.
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         self._flying.append((future, topic, batch.record_count()))
         while self._flying and (len(self._flying) > IN_FLIGHT or self._flying[0][0].done()):
             await self._land()

@@ -377,6 +377,11 @@ class BatchApp(faust.App):
         prepare_data_folder(self.conf.datadir, cluster.id)
         await super().on_first_start()
 
+    async def crash(self, reason: BaseException) -> None:
+        """End the worker for this reason. Each lane may call it with the same one, which the log has once."""
+        if not (self._crashed.is_set() and isinstance(reason, OrdersError)):
+            await super().crash(reason)
+
     def explain(self, failure: BaseException) -> str:
         """A failure's message and what to do about it, in the program's words where it has some. Pure."""
         if not isinstance(failure, OrdersError):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from faust.types import TP
 
 from streams.transport.records import DueState, Moved, OutRecord, Slice, cut
-from streams.transport.table import StateTable, newest, of_states
+from streams.transport.table import Page, StateTable, newest, of_states
 from wire.log import Stretch
 
 
@@ -55,6 +55,16 @@ class OpenedLane(ReadableLane, Protocol):
     @property
     def busy(self) -> bool:
         """Whether a batch is being handled or acknowledged."""
+
+    @property
+    def note(self) -> str | None:
+        """See OpenLane.found."""
+
+    def leave_note(self, note: str) -> None:
+        """See OpenLane.leave_note."""
+
+    def states_after(self, table: StateTable, key: bytes) -> Page:
+        """See OpenLane.states_after."""
 
 
 class LaneBatch:
@@ -168,11 +178,11 @@ class ChangesReader:
 
 
 class OpenLane:
-    """What a lane's `opened` gets: reading only.
+    """What a lane's `opened` gets: reading, and the lane's note.
     It runs beside the batches and is cancelled when the lane is over.
     """
 
-    __slots__ = ("_ends", "_lane", "_stretches", "generation", "partition")
+    __slots__ = ("_ends", "_lane", "_stretches", "found", "generation", "partition")
 
     def __init__(
         self,
@@ -186,11 +196,26 @@ class OpenLane:
         self._stretches = stretches
         self.partition = lane.partition
         self.generation = lane.generation
+        self.found = lane.note
+        """The note that was left with the lane's offsets when it opened; empty: none. None: the group has
+        committed none of its offsets, so that nothing is known of what came before.
+        """
 
     @property
     def busy(self) -> bool:
         """Whether a batch is being handled or acknowledged."""
         return self._lane.busy
+
+    def leave_note(self, note: str) -> None:
+        """Have `note` (at most 32 small letters and dashes; empty: none) committed with the lane's offsets,
+        for whoever opens the lane next. Never blocks: it is committed within the interval between two
+        commits, in a transaction at once.
+        """
+        self._lane.leave_note(note)
+
+    def states_after(self, table: StateTable, key: bytes) -> Page:
+        """Some of the lane's states after `key`, in the order of keys. Reads the local disk. Raises Stale."""
+        return self._lane.states_after(table, key)
 
     def position(self, table: StateTable) -> int:
         """As LaneBatch.position."""

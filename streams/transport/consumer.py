@@ -413,7 +413,7 @@ class Consumer(driver.Consumer):
         await self.app.producer.flush()
         claimed = self._thread.claimed()
         committed = claimed is not None and await self._thread.in_thread(
-            self._thread.commit_finished(*claimed, offsets)
+            self._thread.commit_finished(*claimed, offsets, {})
         )
         for tp, offset in offsets.items():
             if committed:
@@ -423,7 +423,7 @@ class Consumer(driver.Consumer):
         return committed
 
     async def _commit_lanes(self) -> bool:
-        """Commit `done` of every tracker that has moved, and nothing else."""
+        """Commit `done` of every tracker that has moved, or has another note, and nothing else."""
         async with self._committing:
             moved = {
                 tp: tracker
@@ -434,12 +434,13 @@ class Consumer(driver.Consumer):
                 return False
             claim = self.trackers[next(iter(moved))][0].claim
             offsets = {tp: tracker.done for tp, tracker in moved.items()}
+            notes = {tp: tracker.note for tp, tracker in moved.items()}
             committed = await self._thread.in_thread(
-                self._thread.commit_finished(claim.assignment, claim.generation, offsets)
+                self._thread.commit_finished(claim.assignment, claim.generation, offsets, notes)
             )
             if committed:
                 for tp, tracker in moved.items():
-                    tracker.committed = offsets[tp]
+                    tracker.committed, tracker.noted = offsets[tp], notes[tp]
             return committed
 
     # -- fail-stop -------------------------------------------------------------------------------------------

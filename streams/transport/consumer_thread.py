@@ -26,8 +26,9 @@ from faust.types import TP
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.executor import end_executor
+from streams.transport.lane_notes import note_of, with_note
 from streams.transport.lease import Lease, clock
-from streams.transport.offsets import stable_offsets
+from streams.transport.offsets import Commit, stable_commits, stable_offsets
 from streams.transport.records import Record
 from streams.transport.waits import WAITS
 from wire import clients
@@ -63,6 +64,8 @@ class Start(NamedTuple):
 
     offset: int
     committed: int | None
+    noted: str = ""
+    """The lane's note beside it."""
 
 
 class Bounds(NamedTuple):
@@ -409,9 +412,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         coordinator = consumer._coordinator
         generation = coordinator.generation
-        committed = await self.committed(tps)
+        commits = await self.commits(tps)
         bounds = await self.bounds(tps)
-        starts = {tp: resolve(f"{tp.topic}/{tp.partition}", committed[tp], bounds[tp]) for tp in tps}
+        starts: dict[TP, Start] = {}
+        for tp, commit in commits.items():
+            offset, metadata = commit or (None, "")
+            start = resolve(f"{tp.topic}/{tp.partition}", offset, bounds[tp])
+            starts[tp] = start._replace(noted=note_of(metadata))
         if not self.current(assignment, generation):
             return None
         for tp, start in starts.items():
@@ -422,11 +429,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """What the group has committed, None where nothing: see stable_offsets. Raises KafkaError."""
         return await stable_offsets(self._ensure_consumer()._coordinator, tps)
 
-    async def commit_finished(self, assignment: Any, generation: int, offsets: Mapping[TP, int]) -> bool:
-        """Commit exactly `offsets`.
+    async def commits(self, tps: Sequence[TP]) -> dict[TP, Commit | None]:
+        """The same with what was written beside it: see stable_commits. Raises KafkaError."""
+        return await stable_commits(self._ensure_consumer()._coordinator, tps)
+
+    async def commit_finished(
+        self, assignment: Any, generation: int, offsets: Mapping[TP, int], notes: Mapping[TP, str]
+    ) -> bool:
+        """Commit exactly `offsets`, and beside them the lanes' `notes`.
         False if it did not work (they are committed another time) or may not be done.
         """
-        note = WAITS.note()
+        waits = WAITS.note()
         coordinator = self._ensure_consumer()._coordinator
         await coordinator.ensure_coordinator_known()
         async with coordinator._commit_lock:
@@ -435,7 +448,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             try:
                 await coordinator._do_commit_offsets(
                     assignment,
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, note) for tp, offset in offsets.items()},
+                    {
+                        TopicPartition(*tp): OffsetAndMetadata(offset, with_note(waits, notes.get(tp, "")))
+                        for tp, offset in offsets.items()
+                    },
                 )
             except KafkaError as exc:
                 log.warning("offsets not committed, to be tried again: %r", exc)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import asyncpg
 from aiokafka import errors as kafka
 
-from errors import OrdersError
+from errors import OrdersError, TakenAway
 from streams.transport.config import TransportSettings
 from wire.denied import acl
 from wire.refused import AccessRefused, chain
@@ -109,7 +109,7 @@ def judge(exc: BaseException) -> Verdict:
         return Verdict.STALE
     if isinstance(exc, KAFKA_PERMANENT):
         return Verdict.BUG
-    if isinstance(exc, (kafka.KafkaError, *POSTGRES_TEMPORARY, OSError, TimeoutError, asyncio.TimeoutError)):
+    if isinstance(exc, (kafka.KafkaError, *POSTGRES_TEMPORARY, TakenAway, OSError, asyncio.TimeoutError)):
         return Verdict.TEMPORARY
     if isinstance(exc, asyncpg.InterfaceError) and any(text in str(exc) for text in POSTGRES_CLOSED):
         return Verdict.TEMPORARY

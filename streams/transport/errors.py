@@ -8,6 +8,7 @@ from errors import OrdersError
 from streams.transport.delivery import GaveUp, Stale
 
 __all__ = [
+    "DiskFull",
     "FailStop",
     "Fenced",
     "FolderInUse",
@@ -146,6 +147,12 @@ class StateCorrupt(FailStop):
     """
 
     remedy = "start the worker again: the state is rebuilt from the changelog"
+
+
+class DiskFull(FailStop):
+    """The local files can't be written."""
+
+    remedy = "make room, and start the worker again: the state is rebuilt from the changelog"
 
 
 class Stalled(FailStop):

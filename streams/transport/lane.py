@@ -29,8 +29,8 @@ from streams.transport.errors import ImpossibleTransition, LeaseLost, Stale
 from streams.transport.intake import Intake, Taken
 from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
-from streams.transport.records import DueState, Moved, OutRecord, Record
-from streams.transport.table import StateTable
+from streams.transport.records import DueState, Moved, OutRecord, Record, Slice
+from streams.transport.table import Page, StateTable
 from streams.transport.waits import WAITS, awaited
 from wire.log import Stretch
 
@@ -166,6 +166,8 @@ class _Attempt:
         self._lane = lane
         self._taken = taken
         self._handled = not self.batch and moment is None
+        self.notes = {_tp(item.tracker): item.tracker.note for item in taken}
+        """As they were at first: a transaction whose end nobody saw has these."""
 
     @property
     def finished(self) -> list[Taken]:
@@ -190,9 +192,8 @@ class _Attempt:
             self._handled = True
         started = time.perf_counter()
         offsets = {_tp(item.tracker): item.part.to for item in self.finished}
-        await lane.producer.acknowledge(
-            offsets, {_tp(tracker): tracker.committed for tracker in lane.trackers}
-        )
+        before = {_tp(tracker): tracker.committed for tracker in lane.trackers}
+        await lane.producer.acknowledge(offsets, before, self.notes)
         if lane.commits and lane.spec.committed is not None:
             lane.spec.committed(time.perf_counter() - started)
 
@@ -356,6 +357,26 @@ class Lane:
         self._check_claim()
         return table.store.latest(self.partition)
 
+    def states_after(self, table: StateTable, key: bytes) -> Page:
+        """See OpenLane.states_after."""
+        self._check_claim()
+        return table.store.after(self.partition, key)
+
+    @property
+    def note(self) -> str | None:
+        """See OpenLane.found."""
+        if all(tracker.committed is None for tracker in self.trackers):
+            return None
+        return next((tracker.note for tracker in self.trackers if tracker.note), "")
+
+    def leave_note(self, note: str) -> None:
+        """See OpenLane.leave_note."""
+        for tracker in self.trackers:
+            tracker.note = ""
+        # The last topic is the one that moves least, so that others' versions seldom commit it without.
+        self.trackers[-1].note = note
+        self._wake.set()
+
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """See LaneBatch.due_states."""
         self._check_claim()
@@ -437,7 +458,7 @@ class Lane:
         for item in attempt.finished:
             item.tracker.finish(item.part.to)
             if self.commits:
-                item.tracker.committed = item.part.to
+                item.tracker.committed, item.tracker.noted = item.part.to, attempt.notes[_tp(item.tracker)]
         if taken:
             self.intake.put_back(attempt.left)
         return True
@@ -455,6 +476,13 @@ class Lane:
         taken = self.intake.take()
         if was_full and not self.intake.full:
             self._context.rested()
+        if self.commits:  # otherwise the consumer commits the note, now and then
+            moving = {id(item.tracker) for item in taken}
+            taken += [
+                Taken(tracker, Slice(tracker.topic, (), tracker.done))
+                for tracker in self.trackers
+                if tracker.note != tracker.noted and id(tracker) not in moving
+            ]
         return taken
 
     async def _rest(self) -> None:

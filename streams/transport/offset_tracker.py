@@ -48,14 +48,31 @@ class Chunk(NamedTuple):
 class OffsetTracker:
     """See the module. Offsets are Kafka's; sizes are bytes."""
 
-    __slots__ = ("committed", "count", "done", "next", "partition", "pending", "size", "topic")
+    __slots__ = (
+        "committed",
+        "count",
+        "done",
+        "next",
+        "note",
+        "noted",
+        "partition",
+        "pending",
+        "size",
+        "topic",
+    )
 
-    def __init__(self, topic: str, partition: int, start: int, committed: int | None) -> None:
+    def __init__(
+        self, topic: str, partition: int, start: int, committed: int | None, noted: str = ""
+    ) -> None:
         self.topic = topic
         self.partition = partition
         self.next = start
         self.done = start
         self.committed = committed
+        self.noted = noted
+        """The lane's note that is committed beside the offset (streams.transport.lane_notes)."""
+        self.note = noted
+        """The one that shall be."""
         self.pending: deque[Chunk] = deque()
         self.count = 0
         self.size = 0
@@ -128,7 +145,7 @@ class OffsetTracker:
     @property
     def uncommitted(self) -> bool:
         """True if there is something to commit."""
-        return self.done != self.committed
+        return self.done != self.committed or self.note != self.noted
 
 
 def size_of(record: Record) -> int:

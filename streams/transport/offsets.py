@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
@@ -37,6 +37,14 @@ log = logging.getLogger(__name__)
 UNSTABLE_OFFSET_COMMIT: Final = 88
 """A transaction that commits offsets of this partition hasn't ended."""
 PAUSE: Final = 0.05
+
+
+class Commit(NamedTuple):
+    """What a group has committed of one partition."""
+
+    offset: int
+    metadata: str
+    """What whoever committed it wrote beside it: anything."""
 
 
 class _Response(Response):  # type: ignore[misc]
@@ -99,7 +107,13 @@ class _Request(Request[_RequestStruct]):  # type: ignore[misc]
 
 
 async def stable_offsets(coordinator: Any, tps: Sequence[TP]) -> dict[TP, int | None]:
-    """The committed offset of each of `tps`, None where there is none.
+    """The committed offset of each of `tps`, None where there is none. See stable_commits."""
+    commits = await stable_commits(coordinator, tps)
+    return {tp: None if commit is None else commit.offset for tp, commit in commits.items()}
+
+
+async def stable_commits(coordinator: Any, tps: Sequence[TP]) -> dict[TP, Commit | None]:
+    """What is committed of each of `tps`, None where nothing is.
     `coordinator`: of an aiokafka consumer, in whose loop this runs.
 
     Blocks while transactions that commit such offsets are open, and while no broker answers:
@@ -112,7 +126,7 @@ async def stable_offsets(coordinator: Any, tps: Sequence[TP]) -> dict[TP, int | 
     while True:
         await coordinator.ensure_coordinator_known()
         try:
-            return _offsets(await coordinator._send_req(request), tps)
+            return _commits(await coordinator._send_req(request), tps)
         except _Unstable as exc:
             log.info("waiting for the end of a transaction that commits offsets of %s", exc)
         except KafkaError as exc:
@@ -127,19 +141,19 @@ class _Unstable(Exception):
     """Of which partitions."""
 
 
-def _offsets(response: Any, tps: Sequence[TP]) -> dict[TP, int | None]:
+def _commits(response: Any, tps: Sequence[TP]) -> dict[TP, Commit | None]:
     if response.error_code:
         raise for_code(response.error_code)
-    offsets: dict[TP, int | None] = dict.fromkeys(tps)
+    commits: dict[TP, Commit | None] = dict.fromkeys(tps)
     unsettled: list[str] = []
     for topic, partitions, _ in response.topics:
-        for partition, offset, _, _, code, _ in partitions:
+        for partition, offset, _, metadata, code, _ in partitions:
             if code == UNSTABLE_OFFSET_COMMIT:
                 unsettled.append(f"{topic}/{partition}")
             elif code:
                 raise for_code(code)(f"committed offset of {topic}/{partition}")
-            else:
-                offsets[TP(topic, partition)] = offset if offset >= 0 else None
+            elif offset >= 0:
+                commits[TP(topic, partition)] = Commit(offset, metadata or "")
     if unsettled:
         raise _Unstable(", ".join(unsettled))
-    return offsets
+    return commits

@@ -197,9 +197,12 @@ class LaneProducer:
         self._check()
         table.store.write(partition, puts, last_offset(delivered), moved)
 
-    async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
-        """The handler has returned. `offsets`: what the group shall have committed; `before`: what it has
-        committed until now, of all the lane's partitions. Nothing to do: everything is written.
+    async def acknowledge(
+        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None], notes: Mapping[TP, str]
+    ) -> None:
+        """The handler has returned. `offsets`: what the group shall have committed, with the lane's `notes`
+        beside it; `before`: what it has committed until now, of all the lane's partitions. Nothing to do:
+        everything is written.
 
         Blocks and raises like publish; after a temporary error to be called again, without the handler.
         """

@@ -19,7 +19,7 @@ from faust.stores import rocksdb
 from faust.tables.table import Table
 from faust.types import TP, CollectionT
 
-from streams.transport.errors import StateCorrupt
+from streams.transport.errors import DiskFull, StateCorrupt
 from streams.transport.records import DueState, Moved, Record
 from wire import unreadable
 
@@ -52,6 +52,10 @@ _FORMER_OFFSET: Final = rocksdb.Store.offset_key
 DUE_BYTES: Final = 16 << 20
 """Of states that are due, about: more are due the next time."""
 _DUE_AT_ONCE: Final = 64
+PAGE_STATES: Final = 200
+PAGE_KEYS: Final = 1_000
+PAGE_BYTES: Final = 1 << 20
+"""Of states that are looked at together, about, in the event loop."""
 
 MEMORY = 64 << 20
 """Bytes of block cache that all partitions of a worker share (Faust's default is 2 GiB for each)."""
@@ -61,8 +65,10 @@ OPEN_FILES = 512
 LOG_BYTES = 1 << 20
 CORRUPT = ("Corruption", "No such file or directory")
 """How RocksDB says that files are broken, or missing. (rocksdict raises Exception for everything.)
-A lock held by another process, or a full disk, is something else.
+A lock held by another process is something else.
 """
+FULL = ("No space left on device", "Disk quota exceeded")
+"""How the system says, in RocksDB's words, that there is no room."""
 
 
 class Newest(NamedTuple):
@@ -72,6 +78,13 @@ class Newest(NamedTuple):
 
     kept: dict[bytes, bytes | None]
     deleted: set[bytes]
+
+
+class Page(NamedTuple):
+    """Some of a partition's states, and the key behind which the next ones are. None: these were the last."""
+
+    states: dict[bytes, bytes]
+    until: bytes | None
 
 
 def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
@@ -248,6 +261,22 @@ class StateStore(rocksdb.Store):
         (raw,) = self.states(partition, [LATEST])
         return [] if raw is None else [raw[at : at + KEY_BYTES] for at in range(0, len(raw), KEY_BYTES)]
 
+    def after(self, partition: int, key: bytes) -> Page:
+        """Some states after `key`, in the order of keys."""
+        states: dict[bytes, bytes] = {}
+        size = seen = 0
+        with self._sound(partition):
+            cursor = self._db_for_partition(partition).iter()
+            cursor.seek(key + b"\0")
+            while cursor.valid() and len(states) < PAGE_STATES and size < PAGE_BYTES and seen < PAGE_KEYS:
+                key = cursor.key()
+                seen += 1
+                if len(key) <= KEY_BYTES:
+                    states[key] = cursor.value()
+                    size += len(states[key])
+                cursor.next()
+            return Page(states, key if cursor.valid() else None)
+
     def persisted_offset(self, tp: TP) -> int | None:
         """The changelog offset that the partition's state goes up to."""
         with self._sound(tp.partition):
@@ -281,6 +310,7 @@ class StateStore(rocksdb.Store):
         try:
             return self._opened(path)
         except Exception as error:
+            self._check_room(error)
             if not _corrupt(error):
                 raise
             log.error(
@@ -305,11 +335,12 @@ class StateStore(rocksdb.Store):
     @contextlib.contextmanager
     def _sound(self, partition: int) -> Iterator[None]:
         """Raises StateCorrupt, the files deleted, when RocksDB finds them broken: a restart that
-        found them would end alike.
+        found them would end alike. Raises DiskFull.
         """
         try:
             yield
         except Exception as error:
+            self._check_room(error)
             if not _corrupt(error):
                 raise
             with contextlib.suppress(Exception):
@@ -318,6 +349,11 @@ class StateStore(rocksdb.Store):
             raise StateCorrupt(
                 f"local state of partition {partition} is corrupt and was deleted ({error})"
             ) from error
+
+    def _check_room(self, error: Exception) -> None:
+        if any(text in str(error) for text in FULL):
+            where = self.partition_path(0).parent
+            raise DiskFull(f"the disk of {where} is full, RocksDB can't write ({error})") from error
 
     def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
         """Close the files at once: their next owner may be a process on this machine.
@@ -335,8 +371,12 @@ class StateStore(rocksdb.Store):
 
     def _close(self, partition: int) -> None:
         db = self._dbs.pop(partition, None)
-        if db is not None:
+        if db is None:
+            return
+        try:
             db.close()
+        except Exception as error:  # after a write that failed; what is in the files doesn't change
+            log.warning("the local state of partition %d wasn't closed in order: %s", partition, error)
 
 
 def due_entry(at: int, key: bytes) -> bytes:

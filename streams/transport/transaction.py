@@ -36,6 +36,7 @@ from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from streams.transport.errors import Fenced, LeaseLost, Stale, TransactionsRefused, is_fencing
+from streams.transport.lane_notes import with_note
 from streams.transport.producer import (
     CLOSE_TIMEOUT,
     GATE_INTERVAL,
@@ -66,8 +67,8 @@ class TransactionalConnection(Connection, Protocol):
     async def begin(self) -> None:
         """Open a transaction: what is sent from now on belongs to it."""
 
-    async def send_offsets(self, offsets: Mapping[TP, int], group: str) -> None:
-        """Make offsets of `group` part of the transaction.
+    async def send_offsets(self, offsets: Mapping[TP, int], group: str, notes: Mapping[TP, str]) -> None:
+        """Make offsets of `group` part of the transaction, with the lane's notes beside them.
         Blocks while the brokers are away. Raises KafkaError.
         """
 
@@ -173,12 +174,14 @@ class TransactionalLaneProducer(LaneProducer):
         self._stage({table.changelog_topic_name: changes(puts)}, partition)
         self._puts.append((table, puts, moved))
 
-    async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
+    async def acknowledge(
+        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None], notes: Mapping[TP, str]
+    ) -> None:
         """See LaneProducer: write all that the handler has published, and commit it with the offsets;
         then write the local store.
         """
         if self._changed is None:
-            self._changed = await self._commit(offsets, before)
+            self._changed = await self._commit(offsets, before, notes)
         with contextlib.suppress(
             LeaseLost
         ):  # it is in, and the store is this worker's own as long as the partition is
@@ -211,7 +214,7 @@ class TransactionalLaneProducer(LaneProducer):
         return time_of(delivered)
 
     async def _commit(
-        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]
+        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None], notes: Mapping[TP, str]
     ) -> dict[str, int | None]:
         self._check()
         async with self._settling():
@@ -220,7 +223,7 @@ class TransactionalLaneProducer(LaneProducer):
                 return {}
             producer = self._connection(await self._ready())
             self._in_doubt = True
-            changed = await self._transact(producer, offsets)
+            changed = await self._transact(producer, offsets, notes)
             self._in_doubt = False
             return changed
 
@@ -240,7 +243,7 @@ class TransactionalLaneProducer(LaneProducer):
             raise Fenced(f"the broker has shut this producer out: {exc!r}") from exc
 
     async def _transact(
-        self, producer: TransactionalConnection, offsets: Mapping[TP, int]
+        self, producer: TransactionalConnection, offsets: Mapping[TP, int], notes: Mapping[TP, str]
     ) -> dict[str, int | None]:
         await producer.begin()
         delivered = await self._deliver(producer, self._staged, self._partition)
@@ -248,7 +251,7 @@ class TransactionalLaneProducer(LaneProducer):
         # pauses before it tries again.
         if offsets:  # none of a batch of time
             await self._until(
-                producer.send_offsets(offsets, self._group),
+                producer.send_offsets(offsets, self._group, notes),
                 "Kafka has not taken the offsets of a transaction",
             )
         await self._leased()
@@ -333,11 +336,15 @@ class TransactionalAiokafkaConnection(AiokafkaConnection):
         # exception nobody looked at.
         producer._txn_manager.wait_for_transaction_end().add_done_callback(retrieve)
 
-    async def send_offsets(self, offsets: Mapping[TP, int], group: str) -> None:
+    async def send_offsets(self, offsets: Mapping[TP, int], group: str, notes: Mapping[TP, str]) -> None:
         """See TransactionalConnection."""
-        note = WAITS.note()
+        waits = WAITS.note()
         await self._producer.send_offsets_to_transaction(
-            {TopicPartition(*tp): (offset, note) for tp, offset in offsets.items()}, group
+            {
+                TopicPartition(*tp): (offset, with_note(waits, notes.get(tp, "")))
+                for tp, offset in offsets.items()
+            },
+            group,
         )
 
     async def commit(self) -> None:

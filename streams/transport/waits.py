@@ -16,7 +16,7 @@ from streams.transport.records import Record, Slice
 SAMPLE: Final = 64
 """How many records of a topic's part of a batch are looked at, about: a large batch costs no more for it."""
 
-_NOTE: Final = re.compile(r"waits ([0-9a-f]{16})" + 4 * r" ([0-9]{1,18})")
+_NOTE: Final = re.compile(r"waits ([0-9a-f]{16})" + 4 * r" ([0-9]{1,18})" + r"(?:;.*)?", re.DOTALL)
 
 
 class Waited(NamedTuple):

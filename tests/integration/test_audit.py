@@ -27,6 +27,7 @@ from audit.stores import TABLES, Cache, StoreUnavailable
 from contracts.topics import DECISIONS, DLQ, REKEYED
 from operations.grouplock import GroupLock
 from settings import Settings
+from streams import topics
 from tests.integration.audit_world import (
     TRACE,
     TTL,
@@ -46,6 +47,7 @@ from tests.integration.audit_world import (
 )
 from tests.servers import as_admin, kafka
 from tests.stackfixture import execute
+from tests.waiting import eventually
 from tests.workers import orders
 
 CHANGELOG = "*changelog"
@@ -951,6 +953,35 @@ async def test_an_audit_leaves_a_checkpoint_for_the_next_one(
     assert sorted(path.name for path in manifest.parent.iterdir()) == sorted(
         ["checkpoint.json", "lock", *(f"lane-{lane}.sqlite" for lane in tables)]
     )
+
+
+async def test_a_topic_that_was_made_anew_under_its_name_has_everything_audited(world: World) -> None:
+    await fill(world)
+    await world.write()
+    await world.commit()
+    checkpoints = world.settings.data / ".audit"
+    assert (await world.audit(checkpoints=checkpoints)).clean
+    assert (await world.audit(checkpoints=checkpoints)).trusted
+    topic = "refund.failed"
+    assert sum(await world.ends(topic)) == 0
+    admin = AIOKafkaAdminClient(**kafka(world.settings.brokers))
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+
+        async def gone() -> bool:
+            return topic not in await admin.list_topics()
+
+        await eventually(gone, "the topic is gone")
+    finally:
+        await admin.close()
+    await topics.ensure(world.settings)
+    report = await world.audit(checkpoints=checkpoints)
+    assert (report.clean, report.trusted) == (True, {})
+    assert report.notices == [
+        f"the last audit's checkpoint is of other topic ids ({topic}): everything is audited anew"
+    ]
+    assert (await world.audit(checkpoints=checkpoints)).trusted
 
 
 async def test_what_is_planted_is_found_and_nothing_else(

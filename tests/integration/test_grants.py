@@ -159,6 +159,13 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
                 until(lambda: "is unpacked" in unpacks.text(), "the job is unpacked")
             with roles.acting("reader"):
                 processed()
+                await send(client, "ACL", "SETUSER", roles.user("reader"), "-mget")
+                code, said = run_command("wait", "--timeout", "60")
+                assert (code, said.count("\n")) == (2, 1), said
+                assert "doesn't allow it" in said
+                assert "'mget' command" in said
+                await send(client, "ACL", "SETUSER", roles.user("reader"), "+mget")
+                await send(client, "ACL", "LOG", "RESET")
             assert working.terminate() == 0
         with roles.acting("audit") as settings:
             audit()

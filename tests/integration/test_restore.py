@@ -4,20 +4,24 @@ without their local state, a cache that is empty, each with Kafka as it was.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
 from settings import Settings
 from sinks import migrate
+from stack import ports
 from stack.postgres import INSTALLED, site_packages
 from tests.servers import as_admin
 from tests.stackfixture import Servers, without_tls
 from tests.waiting import until
-from tests.workers import audit, orders, processed, rows, worker
+from tests.workers import ORDERS, Worker, audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
 
@@ -79,6 +83,48 @@ async def test_postgres_restored_to_an_older_point(
         await send(fresh, generator.events(20, 62))
         processed()
         audit()
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_lanes_are_behind_until_their_rows_are_back_whoever_has_them(
+    stack: Servers, fresh: Settings, tmp_path: Path, delivery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_DELIVERY", delivery)
+    port = ports.choose(set())
+    monkeypatch.setenv("ORDERS_METRICS_PORT", str(port))
+    code = "from streams import watermark; watermark.AGAIN = 0.2; from cli.main import main; main()"
+
+    def another(name: str) -> AbstractContextManager[Worker]:
+        return worker(tmp_path, name, (*ORDERS[:2], code, "worker", "--name", name))
+
+    def behind() -> float:
+        lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("orders_rows_behind{"))
+
+    with another("first"):
+        await send(fresh, HISTORY)
+        processed()
+    postgres("psql", stack, fresh, *EMPTIED)
+    await migrate.upgrade(fresh)
+    with another("first") as first:
+        until(lambda: "run orders repair --rows" in first.text(), "the worker tells of it")
+        assert re.findall(r"of lanes ([\d, ]+), orders have older rows", first.text()) == ["0, 1"]
+        # Of what it wrote last, everything has its rows, and it knows the others by then.
+        await send(fresh, generator.events(300, 62))
+        processed()
+        until(lambda: behind() > 0, "it still knows those that are behind")
+        assert first.terminate() == 0
+    with another("other") as other:  # with nothing but what Kafka has
+        until(lambda: "run orders repair --rows" in other.text(), "the next owner tells of it too")
+        assert behind() > 0
+        done("repair", "--rows")
+        until(lambda: "all orders were looked at" in other.text(), "the rows are back")
+        assert behind() == 0
+        assert other.terminate() == 0
+    with another("third") as third:
+        audit()
+        assert behind() == 0
+        assert "run orders repair --rows" not in third.text()
 
 
 async def test_postgres_lost_without_a_backup(stack: Servers, fresh: Settings, tmp_path: Path) -> None:

@@ -242,7 +242,9 @@ def test_each_refusal_is_a_line_of_its_own(secure: Secure, run_command: Any) -> 
     assert (code, "cannot reach Kafka at 127.0.0.1:1" in line) == (2, True)
 
 
-def test_the_acl_that_lacks_is_named(secure: Secure, run_command: Any) -> None:
+def test_the_acl_that_lacks_is_named(
+    secure: Secure, run_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     user = secure.scram()
     finished(secure.forget())
     try:
@@ -271,6 +273,11 @@ def test_the_acl_that_lacks_is_named(secure: Secure, run_command: Any) -> None:
         finished(secure.forget(DENY))
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Write on Topic " in line
+        with monkeypatch.context() as patch:
+            for name, value in user.items():
+                patch.setenv(name, value)
+            ended = orders("generate", "--orders", "500")  # so many that several batches are refused
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
         code, line = run_command(user, "dlq", "list")
         assert (code, line) == (0, "")
     finally:

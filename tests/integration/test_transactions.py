@@ -170,15 +170,15 @@ async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group:
         await producer.publish({group.out: [OutRecord(b"k", b"1", [])]}, 0)
         await producer.write_states(table, {b"k": b"state"}, 0)
         with pytest.raises(KafkaError):
-            await producer.acknowledge({places[0]: 5}, before)
+            await producer.acknowledge({places[0]: 5}, before, {})
         assert stored == []
-        await producer.acknowledge({places[0]: 5}, before)
+        await producer.acknowledge({places[0]: 5}, before, {})
         # Of a transaction that was in already nobody has told where the changelog's records lie.
         [changed] = await group.read(group.changelog)
         assert stored == [(0, {b"k": b"state"}, None if lost == "answer" else changed.offset, ())]
         assert [record.value for record in await group.read(group.out)] == [b"1"]
         await producer.publish({group.out: [OutRecord(b"k", b"2", [])]}, 0)
-        await producer.acknowledge({places[1]: 6}, before | {places[0]: 5})
+        await producer.acknowledge({places[1]: 6}, before | {places[0]: 5}, {})
         assert [record.value for record in await group.read(group.out)] == [b"1", b"2"]
         assert await stable_offsets(consumer._coordinator, places) == dict(zip(places, (5, 6), strict=True))
         await producer.close()
@@ -194,12 +194,12 @@ async def test_in_doubt_whether_somebody_else_has_written_meanwhile_the_lane_is_
         losing(one, "request")
         await one.publish({group.out: [OutRecord(b"k", b"one", [])]}, 0)
         with pytest.raises(KafkaError):
-            await one.acknowledge({place: 5}, {place: None})
+            await one.acknowledge({place: 5}, {place: None}, {})
         await other.start()
         await other.publish({group.out: [OutRecord(b"k", b"other", [])]}, 0)
-        await other.acknowledge({place: 3}, {place: None})
+        await other.acknowledge({place: 3}, {place: None}, {})
         with pytest.raises(Fenced):
-            await one.acknowledge({place: 5}, {place: None})
+            await one.acknowledge({place: 5}, {place: None}, {})
         assert one.fenced
         assert [record.value for record in await group.read(group.out)] == [b"other"]
         await one.close()
@@ -215,7 +215,7 @@ async def test_closing_takes_back_what_is_open_so_that_readers_go_on(group: Coun
             {group.out: [OutRecord(b"k", bytes(BATCH_BYTES), []), OutRecord(b"k", b"2", [])]}, 0
         )
         acknowledging = asyncio.create_task(
-            producer.acknowledge({TP(group.topics[0], 0): 5}, {TP(group.topics[0], 0): None})
+            producer.acknowledge({TP(group.topics[0], 0): 5}, {TP(group.topics[0], 0): None}, {})
         )
 
         async def written() -> bool:

@@ -89,7 +89,7 @@ def refuse(world: World) -> tuple[App, Lane]:
     until(world.loop, lambda: len(app.consumer.lanes) == 3)
     lane = next(lane for lane in app.consumer.lanes.values() if lane.partition == 1)
 
-    async def acknowledge(offsets: object, before: object) -> None:
+    async def acknowledge(offsets: object, before: object, notes: object) -> None:
         lane.producer.fenced = True
         raise Fenced("by another")
 

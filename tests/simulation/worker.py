@@ -35,6 +35,7 @@ from streams.transport.delivery import Delivery, GaveUp
 from streams.transport.errors import FailStop
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
+from streams.transport.offsets import Commit
 from streams.transport.producer import Gate, LaneProducer
 from streams.transport.records import Record
 from tables.codec import due_of, is_state, version_of
@@ -159,6 +160,10 @@ class SimulatedThread(ConsumerThread, _BareThread):
         )
         known = {TP(*tp): offsets.offset for tp, offsets in fetched.items() if offsets.offset >= 0}
         return {tp: known.get(tp) for tp in tps}
+
+    async def commits(self, tps: Sequence[TP]) -> dict[TP, Commit | None]:
+        committed = await self.committed(tps)
+        return {tp: None if offset is None else Commit(offset, "") for tp, offset in committed.items()}
 
     async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         ends: dict[TopicPartition, int] = await self._ensure_consumer().end_offsets(list(partitions))

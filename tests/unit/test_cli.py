@@ -5,6 +5,7 @@ exit code, never a traceback.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -409,3 +410,41 @@ def test_a_cause_is_found_behind_what_hides_it() -> None:
 )
 def test_a_value_is_shown_without_loss_and_without_harm(value: bytes, shown: str) -> None:
     assert dlq.pretty(value) == shown
+
+
+def test_a_name_that_is_no_setting_is_told_and_its_value_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "ORDERS_GRUOP",
+        "ORDERS_SOMETHING\x1b",
+        # Known:
+        "ORDERS_KAFKA_SASL_PASSWORD_FILE",
+        "ORDERS_COMPILED",
+        "orders_partitions",
+        "ORDERSHIP",
+        # Kubernetes', of a service `orders-api`:
+        "ORDERS_API_SERVICE_HOST",
+        "ORDERS_API_SERVICE_PORT_HTTP",
+        "ORDERS_API_PORT",
+        "ORDERS_API_PORT_8080_TCP_ADDR",
+    ):
+        monkeypatch.setenv(name, "secret")
+    main.warn_of_unknown_settings()
+    assert capsys.readouterr() == (
+        "",
+        "orders: warning: ORDERS_GRUOP is no setting and is ignored; did you mean ORDERS_GROUP?\n"
+        "orders: warning: ORDERS_SOMETHING\\x1b is no setting and is ignored; orders settings lists all\n",
+    )
+
+
+def test_every_command_tells_names_that_are_no_settings_on_stderr_alone() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main()", "events", "--json"],
+        env={**os.environ, "ORDERS_GRUOP": "secret"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(ended.stdout)
+    assert one_line(ended.stderr).startswith("orders: warning: ORDERS_GRUOP is no setting")

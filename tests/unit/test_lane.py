@@ -442,7 +442,7 @@ class Refused(LaneProducer):
     async def start(self) -> None:
         self._fail("start")
 
-    async def acknowledge(self, offsets: object, before: object) -> None:
+    async def acknowledge(self, offsets: object, before: object, notes: object) -> None:
         self._fail("acknowledge")
 
     def _fail(self, step: str) -> None:

@@ -1,4 +1,4 @@
-"""The local store finds out in the middle of its work that its files are broken."""
+"""The local store: what it finds broken or full in the middle of its work, and its states page by page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from domain.order import Order, PaymentFailure
 from settings import Settings
 from streams.transport import OpenLane, table
-from streams.transport.errors import StateCorrupt
+from streams.transport.errors import DiskFull, StateCorrupt
 from streams.transport.records import DueState, Moved
-from streams.transport.table import StateStore
+from streams.transport.table import Page, StateStore
 from tables import codec
 from tests.integration.transport_app import make_app
 from wire.log import Stretch
@@ -41,7 +41,7 @@ async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> Non
     table: Any = SimpleNamespace(
         changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state
     )
-    lane: Any = SimpleNamespace(partition=3, generation=1)
+    lane: Any = SimpleNamespace(partition=3, generation=1, note="")
     changes = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
     assert changes == [({key: newer, other: older}, 4)]
 
@@ -198,3 +198,49 @@ def test_due_states_come_a_few_at_a_time_where_they_are_large(
     some = store.due(0, 9, 300)
     assert 0 < len(some) < 300
     assert sum(len(each.state or b"") for each in some) < 20_000 + 64 * len(state(20, 5))
+
+
+def test_all_states_are_paged_through_in_the_order_of_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    keys = [b"a" * 16, b"due:" + b"\xff" * 12, b"due:" + b"z" * 12, b"o" * 16, b"offset of the ch", b"z" * 16]
+    moved = [Moved(key, 0, 1_000 + at) for at, key in enumerate(keys)]
+    store.write(0, {key: b"v" + key for key in keys}, 7, moved)
+    for most in ("PAGE_STATES", "PAGE_KEYS", "PAGE_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(table, most, 2)
+            paged: dict[bytes, bytes] = {}
+            after: bytes | None = b""
+            pages = 0
+            while after is not None:
+                page = store.after(0, after)
+                assert len(page.states) <= 2
+                paged |= page.states
+                after = page.until
+                pages += 1
+            assert pages > 2
+            assert list(paged) == sorted(keys)
+            assert paged == {key: b"v" + key for key in keys}
+    assert store.after(0, keys[-1]) == Page({}, None)
+
+
+@pytest.mark.parametrize("why", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_is_said_and_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    store = opened(tmp_path)
+    store.write(0, {b"k" * 16: b"v"}, 7)
+
+    def full(*_: object) -> None:
+        raise Exception(f"IO error: {why}: While appending to file: 000009.log")
+
+    monkeypatch.setattr(store, "_db_for_partition", lambda number: SimpleNamespace(write=full))
+    with pytest.raises(DiskFull, match=rf"the disk of {tmp_path}.* is full.*{why}"):
+        store.write(0, {b"k" * 16: b"w"}, 8)
+    monkeypatch.undo()
+    assert store.states(0, [b"k" * 16]) == [b"v"]
+    store._close(0)
+    monkeypatch.setattr(store, "_opened", full)
+    with pytest.raises(DiskFull):
+        store.states(0, [b"k" * 16])

@@ -67,9 +67,13 @@ class Acknowledging(LaneProducer):
         super().__init__(dict, check, lambda why: None, 1.0)
         self.failures = list(failures)
         self.calls: list[tuple[dict[TP, int], dict[TP, int | None]]] = []
+        self.notes: list[dict[TP, str]] = []
 
-    async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
+    async def acknowledge(
+        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None], notes: Mapping[TP, str]
+    ) -> None:
         self.calls.append((dict(offsets), dict(before)))
+        self.notes.append(dict(notes))
         if self.failures:
             failure = self.failures.pop(0)
             self.fenced = isinstance(failure, Fenced)
@@ -105,6 +109,31 @@ async def test_an_acknowledgement_that_fails_is_tried_again_without_the_handler(
     await until(lambda: b.done == 12)
     assert producer.calls[-1] == ({B: 12}, {A: 3, B: 9})
     assert len(handled) == 1
+    await end(lane, task)
+
+
+async def test_a_note_is_acknowledged_once_though_nothing_moves() -> None:
+    async def handler(batch: LaneBatch) -> None:
+        raise AssertionError("there is nothing to handle")
+
+    lane = lane_of(handler, Group(), producer=lambda name, check: Acknowledging(check))
+    a, b = lane.trackers
+    a.committed = a.done = a.next = 4
+    b.committed = b.done = b.next = 7
+    b.note = b.noted = "older"
+    assert lane.note == "older"
+    producer = acknowledging(lane)
+    task = await start(lane)
+    lane.leave_note("behind")
+    await until(lambda: b.noted == "behind")
+    assert producer.calls == [({B: 7}, {A: 4, B: 7})]
+    assert producer.notes == [{B: "behind"}]
+    a.offer(4, 6, [])  # goes on with the others
+    lane.wake()
+    await until(lambda: a.committed == 6)
+    lane.leave_note("")
+    await until(lambda: b.noted == "")
+    assert producer.notes == [{B: "behind"}, {A: ""}, {B: ""}]
     await end(lane, task)
 
 

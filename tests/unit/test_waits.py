@@ -84,5 +84,5 @@ async def test_a_transaction_notes_them_with_its_offsets() -> None:
         def __init__(self) -> None:
             self._producer = SimpleNamespace(send_offsets_to_transaction=send)
 
-    await Connection().send_offsets({TP("a", 1): 7}, "g")
+    await Connection().send_offsets({TP("a", 1): 7}, "g", {})
     assert sent == [({TopicPartition("a", 1): (7, WAITS.note())}, "g")]

@@ -1,4 +1,4 @@
-"""A Postgres that went back in time is told, once, by what was written last."""
+"""A Postgres that went back in time is told by what was written last, until all orders have their rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from domain.order import Order
 from streams import watermark
 from streams.transport import OpenLane
 from streams.transport.delivery import Stale
+from streams.transport.table import Page
 from streams.watermark import Watermark
 from tables import codec
-from tests.unit.test_codec import eventful, typical
+from tests.unit.test_codec import typical
 
-A, B, WAITING = (bytes([n]) * 16 for n in (1, 2, 3))
+A, B, WAITING, *OTHERS = (bytes([n]) * 16 for n in range(1, 10))
+VERSION = typical().order.version
+STATE, WITHOUT_ROWS = codec.encode(typical().order), codec.encode(Order(version=9))
 
 
 class Rows:
-    """Postgres. `versions` raises what it is given, once."""
+    """Postgres, with rows of these orders. `versions` raises what it is given, once."""
 
-    def __init__(self, **at: int) -> None:
+    def __init__(self, *whole: bytes) -> None:
         self.connections = 1
-        self.at = {ids.text(key): version for key, version in ((A, at["a"]), (B, at["b"]))}
+        self.whole = set(map(ids.text, whole))
         self.errors: list[Exception] = []
         self.asked: list[set[str]] = []
 
@@ -35,27 +38,34 @@ class Rows:
         self.asked.append(set(order_ids))
         if self.errors:
             raise self.errors.pop()
-        return {order_id: at for order_id, at in self.at.items() if order_id in order_ids and at}
+        return {order_id: VERSION - (order_id not in self.whole) for order_id in order_ids}
 
 
 class Lane:
-    """A lane that has written three states last, one of them of an order without rows."""
+    """A lane that has written A, B and an order without rows last, two states a page."""
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, note: str | None = "") -> None:
         self.partition = partition
+        self.found = note
+        self.notes: list[str] = []
         self.stale = False
+        self.written_last = [A, B, WAITING]
+        self.states = dict.fromkeys([A, B, *OTHERS], STATE) | {WAITING: WITHOUT_ROWS}
 
     def latest(self, table: object) -> list[bytes]:
         if self.stale:
             raise Stale
-        return [A, B, WAITING]
+        return self.written_last
 
     def get_states(self, table: object, keys: Sequence[bytes]) -> list[bytes]:
-        assert list(keys) == [A, B, WAITING]
-        return [*map(codec.encode, (typical().order, eventful().order, Order(version=9)))]
+        return [self.states[key] for key in keys]
 
+    def states_after(self, table: object, key: bytes) -> Page:
+        keys = [each for each in sorted(self.states) if each > key]
+        return Page({each: self.states[each] for each in keys[:2]}, keys[1] if keys[2:] else None)
 
-VERSIONS = {"a": typical().order.version, "b": eventful().order.version}
+    def leave_note(self, note: str) -> None:
+        self.notes.append(note)
 
 
 def gauge(lane: int) -> float | None:
@@ -70,59 +80,127 @@ async def settled(condition: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watermark, "PAUSE", 0.0)
+    for name in ("PAUSE", "PAGE_PAUSE", "AGAIN", "TELL_AFTER"):
+        monkeypatch.setattr(watermark, name, 0.0)
 
 
-async def watched(rows: Rows, *lanes: Lane) -> list[asyncio.Task[None]]:
+def watched(rows: Rows, *lanes: Lane) -> list[asyncio.Task[None]]:
     mark = Watermark(None, rows)
     return [asyncio.ensure_future(mark.watch(cast(OpenLane, lane))) for lane in lanes]
 
 
+def end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
 async def test_rows_that_are_as_new_as_the_states_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    rows, lane = Rows(a=VERSIONS["a"], b=VERSIONS["b"] + 1), Lane(41)
-    (task,) = await watched(rows, lane)
+    rows, lane = Rows(A, B), Lane(41)
+    (task,) = watched(rows, lane)
     await settled(lambda: rows.asked)
     for _ in range(5):
         await asyncio.sleep(0)
-    assert rows.asked == [set(rows.at)]
+    assert rows.asked == [{ids.text(A), ids.text(B)}]
     rows.connections += 1  # looks again
     await settled(lambda: len(rows.asked) == 2)
     lane.stale = True
     rows.connections += 1
     await task
-    assert (caplog.records, gauge(41)) == ([], None)
+    assert (caplog.records, gauge(41), lane.notes) == ([], None, [])
 
 
-async def test_a_postgres_that_went_back_is_told_once_and_so_is_its_return(
+async def test_lanes_are_behind_until_all_their_orders_have_their_rows(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    rows = Rows(a=VERSIONS["a"] - 1, b=0)
+    monkeypatch.setattr(watermark, "TELL_AFTER", 0.2)
+    rows, lanes = Rows(), (Lane(42), Lane(43))
     rows.errors = [ConnectionResetError("not yet")]
-    tasks = await watched(rows, Lane(42), Lane(43))
-    await settled(lambda: gauge(42) == gauge(43) == 2)
+    tasks = watched(rows, *lanes)
+    everything = 2 + len(OTHERS)
+    await settled(lambda: gauge(42) == gauge(43) == everything and caplog.records)
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert "of the 2 orders that lane 4" in record.getMessage()
-    assert "2 have older rows or none; run orders repair --rows, beside the workers" in record.getMessage()
-    # The next states of the lane are of other orders: those that were behind are not forgotten.
-    monkeypatch.setattr(Lane, "latest", lambda *_: [])
-    monkeypatch.setattr(Lane, "get_states", lambda *_: [])
-    rows.connections += 1
-    before = len(rows.asked)
-    await settled(lambda: len(rows.asked) >= before + 2)
-    assert (gauge(42), gauge(43)) == (2, 2)
-    rows.at = dict.fromkeys(rows.at, 99)
-    monkeypatch.setattr(watermark, "AGAIN", 0.0)
+    assert "of lanes 42, 43, orders have older rows than they had, or none" in record.getMessage()
+    assert "run orders repair --rows, beside the workers" in record.getMessage()
+    rows.whole = {ids.text(A), ids.text(B)}  # by traffic
+    await settled(lambda: gauge(42) == gauge(43) == len(OTHERS))
+    rows.whole |= set(map(ids.text, OTHERS))  # by repair
     await settled(lambda: gauge(42) is None and gauge(43) is None)
+    assert [lane.notes for lane in lanes] == [["behind", ""]] * 2
     assert [each.levelname for each in caplog.records] == ["ERROR", "INFO"]
-    for task in tasks:
-        task.cancel()
+    end(*tasks)
+
+
+async def test_the_next_owner_looks_at_all_orders_though_the_latest_are_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows, lane = Rows(A, B), Lane(44, "behind")
+    (task,) = watched(rows, lane)
+    await settled(lambda: gauge(44) == len(OTHERS) and caplog.records)
+    assert "of lanes 44," in caplog.text
+    rows.whole |= set(map(ids.text, OTHERS))
+    await settled(lambda: gauge(44) is None)
+    assert lane.notes == [""]
+    end(task)
+
+
+async def test_a_lane_that_was_left_behind_is_so_before_its_orders_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watermark, "PAUSE", 0.01)
+    rows, lane = Rows(A, B, *OTHERS), Lane(45, "behind")
+    rows.errors = [ConnectionResetError("away")] * 3
+    (task,) = watched(rows, lane)
+    await settled(lambda: gauge(45) == 1)
+    await settled(lambda: lane.notes == [""] and gauge(45) is None)
+    assert not rows.errors
+    end(task)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_of_a_lane_that_nobody_had_before_all_orders_are_looked_at(whole: bool) -> None:
+    rows, lane = Rows(A, B, *OTHERS[whole ^ 1 :]), Lane(46, None)
+    (task,) = watched(rows, lane)
+    await settled(lambda: ids.text(OTHERS[-1]) in set().union(*rows.asked))
+    await settled(lambda: gauge(46) == (None if whole else 1))
+    assert lane.notes == ([] if whole else ["behind"])
+    end(task)
+
+
+async def test_no_more_orders_are_kept_than_are_needed_and_a_new_connection_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watermark, "MOST", 2)
+    rows, lane = Rows(), Lane(47)
+    (task,) = watched(rows, lane)
+    await settled(lambda: gauge(47) == 2 and len(rows.asked) > 3)
+    assert set().union(*rows.asked) == {ids.text(A), ids.text(B)}
+    rows.whole = {ids.text(each) for each in (A, B, *OTHERS)}
+    await settled(lambda: lane.notes == ["behind", ""])
+    rows.whole.remove(ids.text(A))
+    rows.connections += 1
+    await settled(lambda: gauge(47) == 1)
+    assert lane.notes == ["behind", "", "behind"]
+    end(task)
+
+
+async def test_what_waited_for_postgres_hides_nothing() -> None:
+    rows, lane = Rows(A, B, *OTHERS), Lane(49)
+    (task,) = watched(rows, lane)
+    await settled(lambda: len(rows.asked) == 1)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    rows.whole = set(map(ids.text, OTHERS))
+    lane.written_last = OTHERS[:2]  # by a batch, as soon as there was a connection again
+    rows.connections += 1
+    await settled(lambda: gauge(49) == 2)
+    end(task)
 
 
 async def test_what_it_cannot_do_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
-    rows = Rows(a=1, b=1)
+    rows = Rows()
     rows.errors = [ValueError("a bug")]
-    (task,) = await watched(rows, Lane(44))
+    (task,) = watched(rows, Lane(48))
     await task
-    assert "lane 44: its rows aren't compared with its states any more" in caplog.text
+    assert "lane 48: its rows aren't compared with its states any more" in caplog.text
