@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench peers docs requirements sbom advisories clean
+.PHONY: help install test suite check quick chaos fuzz mutants lint format types layers demo up down bench peers docs requirements sbom advisories clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -56,14 +56,20 @@ $(STAMP): requirements.txt pyproject.toml
 PROCESSES ?= 4
 SECURE := tests/contract tests/integration tests/e2e tests/chaos/test_mini.py
 
+# Two at once, in this order: types are checked beside the tests, which don't take all of the processors' time.
 test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
-	$(MAKE) --no-print-directory -j 2 lint layers types
 	$(BIN)/python -m compiled
-	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n $(PROCESSES) --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
+	$(MAKE) --no-print-directory -j 2 lint layers types suite
 
 check: $(STAMP) ## What to run while working: lint, types, layers, tests without servers; a minute
-	$(MAKE) --no-print-directory -j 2 lint layers types
-	ORDERS_COMPILED=off $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
+	$(MAKE) --no-print-directory -j 2 lint layers types quick
+
+# Not before lint and layers, which take seconds. What tests start is no part of this make.
+suite: $(STAMP) lint layers
+	unset MAKEFLAGS MFLAGS MAKELEVEL; $(BIN)/pytest $(if $(filter containers,$(STACK)),,-n $(PROCESSES) --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
+
+quick: $(STAMP) lint layers
+	unset MAKEFLAGS MFLAGS MAKELEVEL; ORDERS_COMPILED=off $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))

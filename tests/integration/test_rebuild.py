@@ -34,7 +34,7 @@ from streams.partitioner import partition_of
 from tests.forked import Forked
 from tests.integration.test_deadlines import CREATED, now, records
 from tests.integration.test_repair import append, grown_in, states_of
-from tests.mutants.planted import Mutant, planted
+from tests.mutants.planted import copied
 from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually, until
 from tests.workers import TABLES, audit, orders, processed, rows, worker
@@ -366,7 +366,7 @@ async def test_regions_transactions_and_enforced_references(
 
 def whatif_with_other_rules(code: str) -> dict[str, Any]:
     """Of a copy of the source with two rules changed: another region where none is said, and no labels."""
-    with planted(Mutant("", "", "", 0, None)) as copy:
+    with copied() as copy:
         rule = copy / "domain" / "rows.py"
         rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
         asking = copy / "domain" / "fold.py"

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.mutants.forkserver import ForkServer
-from tests.mutants.planted import CONTROL, DoesNotApply, Mutant, Verdict, judge, mutants
+from tests.mutants.planted import CONTROL, DoesNotApply, Mutant, Verdict, copied, judge, mutants
 
 
 def main(
@@ -63,17 +63,17 @@ def judge_all(chosen: list[Mutant], histories: int | None, jobs: int) -> tuple[l
     """
     verdicts: dict[str, Verdict] = {}
     broken: list[str] = []
-    with ExitStack() as servers, ThreadPoolExecutor(jobs) as pool:
-        idle: SimpleQueue[ForkServer] = SimpleQueue()
+    with ExitStack() as opened, ThreadPoolExecutor(jobs) as pool:
+        idle: SimpleQueue[tuple[ForkServer, Path]] = SimpleQueue()
         for _ in range(min(jobs, len(chosen))):
-            idle.put(servers.enter_context(ForkServer()))
+            idle.put((opened.enter_context(ForkServer()), opened.enter_context(copied())))
 
         def judged(mutant: Mutant) -> Verdict:
-            server = idle.get()
+            server, root = idle.get()
             try:
-                return judge(mutant, server, histories=histories)
+                return judge(mutant, server, root, histories=histories)
             finally:
-                idle.put(server)
+                idle.put((server, root))
 
         running = {pool.submit(judged, mutant): mutant for mutant in chosen}
         for number, future in enumerate(as_completed(running), 1):

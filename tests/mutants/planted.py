@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,10 @@ def _copy(source: str | Path, target: str | Path) -> None:
 
 
 @contextmanager
-def planted(mutant: Mutant) -> Iterator[Path]:
-    """A copy of the source tree with the bug in it. Raises DoesNotApply."""
+def copied() -> Iterator[Path]:
+    """A copy of the source tree, in which bugs are planted one after the other. To make it takes as long as
+    the run of a bug that is noticed at once.
+    """
     with tempfile.TemporaryDirectory(prefix="orders-mutant-") as folder:
         root = Path(folder)
         for name in COPIED:
@@ -118,18 +121,39 @@ def planted(mutant: Mutant) -> Iterator[Path]:
                 shutil.copytree(ROOT / name, root / name, ignore=LEFT_OUT, copy_function=_copy)
             else:
                 _copy(ROOT / name, root / name)
-        if mutant.patch is not None:
-            applied = subprocess.run(
-                ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)],
-                cwd=root,
-                capture_output=True,
-                text=True,
-            )
-            if applied.returncode:
-                raise DoesNotApply(
-                    f"{mutant.patch.name} does not apply any more, make it anew: {applied.stderr.strip()}"
-                )
         yield root
+
+
+@contextmanager
+def planted(mutant: Mutant, root: Path) -> Iterator[None]:
+    """Meanwhile the bug is in this copy of the source tree, which then is as before. Raises DoesNotApply."""
+    if mutant.patch is None:
+        yield
+        return
+    broken = re.findall(r"^(?:--- a|\+\+\+ b)/(.+)$", mutant.patch.read_text(), re.MULTILINE)
+    applied = subprocess.run(
+        ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if applied.returncode:
+        raise DoesNotApply(
+            f"{mutant.patch.name} does not apply any more, make it anew: {applied.stderr.strip()}"
+        )
+    try:
+        _forget_compiled(root, broken)
+        yield
+    finally:
+        for name in broken:
+            _copy(ROOT / name, root / name)
+        _forget_compiled(root, broken)
+
+
+def _forget_compiled(root: Path, names: Iterable[str]) -> None:
+    """Python takes what it compiled from a file of the same size and second for what it would compile now."""
+    for name in names:
+        Path(importlib.util.cache_from_source(str(root / name))).unlink(missing_ok=True)
 
 
 def recorded() -> dict[str, int]:
@@ -144,17 +168,18 @@ def recorded() -> dict[str, int]:
 def judge(
     mutant: Mutant,
     server: ForkServer,
+    root: Path,
     *,
     histories: int | None = None,
     likely: int | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Plant the bug and look whether it is noticed. Blocks. Raises DoesNotApply.
+    """Plant the bug in a copy of the source tree and look whether it is noticed. Blocks. Raises DoesNotApply.
 
     `histories`: instead of the mutant's own. `likely`: a seed of theirs that is tried before the others.
     `env`: what a test that has to notice it finds in its environment besides ours.
     """
-    with planted(mutant) as root:
+    with planted(mutant, root):
         started = time.monotonic()
         if mutant.catcher == SIMULATION:
             by, count = _simulate(server, root, histories or mutant.histories, likely)

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 from collections.abc import Iterator
+from difflib import unified_diff
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.mutants.planted import (
     LONGEST,
     DoesNotApply,
     Mutant,
+    copied,
     judge,
     mutants,
     planted,
@@ -37,14 +39,20 @@ def server() -> Iterator[ForkServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def tree() -> Iterator[Path]:
+    with copied() as root:
+        yield root
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_a_planted_bug(name: str, server: ForkServer, request: pytest.FixtureRequest) -> None:
+def test_a_planted_bug(name: str, server: ForkServer, tree: Path, request: pytest.FixtureRequest) -> None:
     env = {}
     if ALL[name].catcher.startswith("tests/contract/"):  # on real servers: these here, not others
         stack = request.getfixturevalue("stack")
         env[RUNNING] = json.dumps({"env": stack.env, "admin": stack.admin})
     # The seed that caught it last comes first: the histories before it found nothing then.
-    verdict = judge(ALL[name], server, likely=recorded().get(name), env=env)
+    verdict = judge(ALL[name], server, tree, likely=recorded().get(name), env=env)
     if name == CONTROL.name:
         assert not verdict.caught, verdict.by
         assert verdict.histories == CONTROL.histories
@@ -54,12 +62,34 @@ def test_a_planted_bug(name: str, server: ForkServer, request: pytest.FixtureReq
         )
 
 
-def test_what_notices_them_passes_without_them(server: ForkServer) -> None:
+def test_what_notices_them_passes_without_them(server: ForkServer, tree: Path) -> None:
     """Otherwise a test that can't even run would notice every bug. Of these, those that take no time."""
     quick = {mutant.catcher for mutant in ALL.values() if mutant.catcher.startswith("tests/unit/")}
     assert len(quick) > 10
-    with planted(CONTROL) as root:
-        assert run_tests(server, root, *sorted(quick)) == ""
+    assert run_tests(server, tree, *sorted(quick)) == ""
+
+
+def test_after_a_bug_the_tree_is_as_before(tmp_path: Path, server: ForkServer, tree: Path) -> None:
+    """Each run sees its own bug, also where the file has the size and the time of that before."""
+    file = tree / "errors.py"
+    text, changed = file.read_text(), file.stat().st_mtime_ns
+
+    def run() -> str:
+        ended = server.run(tree, "errors", env=os.environ, longest=LONGEST)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return ended.stdout
+
+    def run_with(line: str) -> str:
+        lines = text.splitlines(keepends=True)
+        patch = tmp_path / "planted.patch"
+        patch.write_text("".join(unified_diff(lines, [*lines, f"{line}\n"], "a/errors.py", "b/errors.py")))
+        with planted(Mutant("planted", "", "", 0, patch), tree):
+            os.utime(file, ns=(0, 0))
+            return run()
+
+    assert [run_with('print("one")'), run_with('print("two")')] == ["one\n", "two\n"]
+    assert (file.read_text(), file.stat().st_mtime_ns) == (text, changed)
+    assert run() == ""
 
 
 def test_a_run_that_breaks_off_is_an_error(tmp_path: Path, server: ForkServer) -> None:
@@ -110,8 +140,8 @@ def test_a_run_that_hangs_is_killed_with_what_it_has_started(tmp_path: Path, ser
     os.close(reading)
 
 
-def test_a_patch_that_does_not_apply_says_which(tmp_path: Path, server: ForkServer) -> None:
+def test_a_patch_that_does_not_apply_says_which(tmp_path: Path, server: ForkServer, tree: Path) -> None:
     patch = tmp_path / "outdated.patch"
     patch.write_text("--- a/app.py\n+++ b/app.py\n@@ -1,3 +1,3 @@\n one\n-two\n+three\n four\n")
     with pytest.raises(DoesNotApply, match=r"outdated\.patch does not apply any more"):
-        judge(Mutant("outdated", "nothing", "simulation", 1, patch), server)
+        judge(Mutant("outdated", "nothing", "simulation", 1, patch), server, tree)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -16,33 +13,10 @@ import pytest
 from audit.findings import Finding, Report
 from audit.index import Index, Letter, Pending
 from audit.log import LogUnavailable
-from audit.processes import Job, ProcessLost, Say, side_by_side
+from audit.processes import Job, ProcessLost, side_by_side
 from audit.reference import RecordId
+from tests.unit.audit_jobs import die, leave, say_and_fail, say_and_wait, say_some
 from tests.waiting import until
-
-
-async def say_some(say: Say) -> None:
-    for number in range(3):
-        say((os.getpid(), number, b"x" * 200_000))
-        await asyncio.sleep(0)
-
-
-async def say_and_wait(say: Say) -> None:
-    say(os.getpid())
-    await asyncio.Event().wait()
-
-
-async def say_and_fail(say: Say) -> None:
-    say(os.getpid())
-    raise LogUnavailable("no Kafka", "start it")
-
-
-async def die(say: Say) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-async def leave(say: Say) -> None:
-    os._exit(3)
 
 
 async def test_each_job_is_done_in_a_process_of_its_own_and_heard_in_order() -> None:
@@ -73,14 +47,9 @@ async def test_one_that_is_lost_is_told(job: Job, how: str) -> None:
 PARENT = """
 import asyncio
 from audit.processes import side_by_side
-from tests.unit.test_audit_processes import say_and_block
+from tests.unit.audit_jobs import say_and_block
 asyncio.run(side_by_side([say_and_block], lambda pid: print(pid, flush=True)))
 """
-
-
-async def say_and_block(say: Say) -> None:
-    say(os.getpid())
-    threading.Event().wait()
 
 
 def test_it_ends_when_its_parent_was_killed() -> None:

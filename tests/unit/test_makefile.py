@@ -54,9 +54,13 @@ class Clone:
 
     def install(self, uid: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run it, as another user if need be."""
+        return self.make("install", uid, **env)
+
+    def make(self, target: str, uid: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """Make a target, as another user if need be."""
         self.notes.touch()
         return subprocess.run(
-            ["make", "install", f"PYTHON={self.python}"],
+            ["make", target, f"PYTHON={self.python}"],
             cwd=self.folder,
             env={"PATH": str(self.place / "bin"), "NOTES": str(self.notes), **env},
             user=uid,
@@ -154,6 +158,32 @@ def test_an_environment_of_another_user_is_said_in_one_line(place: Path) -> None
     assert "this user cannot delete it" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     (clone.folder / ".venv").chmod(0o755)
+
+
+TOOL = """#!/bin/sh
+printf '%s\\n' "${0##*/} ${MAKEFLAGS-}" >> "$NOTES"
+test "${0##*/}" != "$WRONG"
+"""
+
+
+@pytest.mark.parametrize("target", ["check", "test"])
+def test_what_is_wrong_fails_it_a_wrong_style_before_the_tests(place: Path, target: str) -> None:
+    clone = Clone(place, "first")
+    assert clone.install().returncode == 0
+    tools = {"ruff", "yamllint", "lint-imports", "mypy", "pytest"}
+    for tool in tools:
+        file = clone.folder / ".venv" / "bin" / tool
+        file.write_text(TOOL)
+        file.chmod(0o755)
+    for wrong in ("", *sorted(tools)):
+        clone.notes.unlink()
+        assert clone.make(target, WRONG=wrong).returncode == (2 if wrong else 0), wrong
+        ran = {line.partition(" ")[0] for line in clone.notes.read_text().splitlines()}
+        if wrong in ("", "pytest"):
+            assert tools <= ran
+            assert "pytest \n" in clone.notes.read_text(), "a make that tests start is one of its own"
+        elif wrong != "mypy":
+            assert "pytest" not in ran
 
 
 def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
