@@ -40,7 +40,7 @@ PRELOADED: Final = (
         "sqlalchemy",
         "sqlalchemy.dialects.postgresql",
     ),
-    *("structlog", "typer", "uuid_utils", "yaml"),
+    *("concurrent.futures.process", "structlog", "typer", "unittest.mock", "uuid_utils", "yaml"),
 )
 """What the simulation and the tests import of others. One that is missing here only costs time."""
 BROKE: Final = 70

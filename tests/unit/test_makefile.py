@@ -162,7 +162,10 @@ def test_an_environment_of_another_user_is_said_in_one_line(place: Path) -> None
 
 TOOL = """#!/bin/sh
 printf '%s\\n' "${0##*/} ${MAKEFLAGS-}" >> "$NOTES"
-test "${0##*/}" != "$WRONG"
+test "${0##*/}" = "$WRONG" || exit 0
+left=60  # what is wrong is slow: others have time to begin meanwhile
+while test $left != 0; do cat "$NOTES" > /dev/null; left=$((left - 1)); done
+exit 1
 """
 
 
