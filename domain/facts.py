@@ -66,9 +66,9 @@ class Facts:
         self.told: list[Json] = []
         self._numbers: dict[int, int] = {}
         # Behind the words the natural key: facts that came in another order still have the same numbers.
-        for n, (fact, told, _) in enumerate(sorted(_all(order, sellers), key=_rank), 1):
+        for n, (fact, line, _) in enumerate(sorted(_all(order, sellers), key=_rank), 1):
             self._numbers[id(fact)] = n
-            self.told.append({"n": n, **told})
+            self.told.append({"n": n, **line})
 
     def numbers(self, *facts: Fact) -> list[int]:
         """The numbers of these facts of the order, in order; those that aren't told are left out."""
@@ -87,21 +87,21 @@ def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
     created = order.created
     items = {} if created is None else {item.item_id: item.seller_id for item in created.items}
     if created is not None:
-        told = _told(created, "order.created", describe_created(created, sellers), order.appended)
-        yield created, told, (created.time, 0)
+        line = _told(created, "order.created", describe_created(created, sellers), order.appended)
+        yield created, line, (created.time, 0)
     for field in FACT_FIELDS:
         for index, fact in enumerate(getattr(order, field)):
             if sellers is not None and not concerns(fact, sellers, items):
                 continue
             note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
-            told = _told(fact, type_of(fact), describe(fact), getattr(fact, "appended", 0), note)
-            yield fact, told, (fact.time, 1, told["type"], told["what"], repr(fact.key()))
+            line = _told(fact, type_of(fact), describe(fact), getattr(fact, "appended", 0), note)
+            yield fact, line, (fact.time, 1, line["type"], line["what"], repr(fact.key()))
     if sellers is None:
         currency = None if created is None else created.currency
         for decision in order.decisions:
             what = describe_decision(decision, currency)
-            told = _told(decision, type_of(decision), what, decision.appended)
-            yield decision, told, (decision.time, 2, decision.n)
+            line = _told(decision, type_of(decision), what, decision.appended)
+            yield decision, line, (decision.time, 2, decision.n)
 
 
 def _told(fact: Fact, type_: str, what: str, appended: int, note: str = "") -> Json:

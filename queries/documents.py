@@ -311,7 +311,7 @@ class TimelineReturn:
 
 @dataclass(slots=True)
 class TimelineMoney:
-    """Sums of an order."""
+    """What an order costs, what was paid and what is paid back."""
 
     total: Amount
     live_total: Amount

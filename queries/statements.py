@@ -273,7 +273,7 @@ def _orders_of_sellers(given: frozenset[str], limit: int) -> sa.Select[Any]:
     i = _item.c
     seller = _each("sellers")
     group = (i.order_id, i.user_id, i.region, i.created_at)
-    lines = sa.select(*group).where(i.seller_id == seller.c.id)
+    lines: sa.Select[Any] = sa.select(*group).where(i.seller_id == seller.c.id)
     if "region" in given:
         lines = lines.where(i.region == _value("region", i.region))
     if "users" in given:

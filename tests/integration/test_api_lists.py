@@ -61,7 +61,7 @@ class Placed(NamedTuple):
 def placed(n: int) -> Placed:
     """Several have the same time; a user has a fiftieth of them, a seller a twentieth or two."""
     sellers = tuple(dict.fromkeys((named("seller", n % 20), named("seller", n * 7 % 20))))
-    status, region = STATUSES[n * 13 % 5], REGIONS[n % 3]
+    status, region = STATUSES[n // 7 % 5], REGIONS[n % 3]
     time = FIRST + timedelta(minutes=n // 3)
     return Placed(named("order", n), named("user", n % 50), sellers, status, region, time)
 
@@ -102,15 +102,16 @@ class Service(NamedTuple):
         assert answer.status_code == code, answer.text[:500]
         return answer.json()
 
-    async def all(self, key: str, limit: int = 200, **query: Any) -> list[Any]:
+    async def all(self, key: str, /, **query: Any) -> list[Any]:
         """The orders of all pages."""
-        shown, page = [], {"next": None}
+        shown: list[Any] = []
+        query = {"limit": 200} | query
         while True:
-            more = {} if page["next"] is None else {"cursor": page["next"]}
-            page = await self.get(key, limit=limit, **query, **more)
+            page = await self.get(key, **query)
             shown += page["orders"]
             if page["next"] is None:
                 return shown
+            query |= {"cursor": page["next"]}
 
 
 @pytest.fixture(scope="module", params=PARTITION_COLUMNS)
@@ -185,7 +186,7 @@ FILTERS: dict[str, Any] = {
 
 async def test_every_combination_of_filters(service: Service) -> None:
     everybody = service.key("all")
-    found = 0
+    matched = 0
     for given in product((False, True), repeat=len(FILTERS)):
         filters = {name: value for (name, value), there in zip(FILTERS.items(), given, strict=True) if there}
         query = {
@@ -194,8 +195,8 @@ async def test_every_combination_of_filters(service: Service) -> None:
         }
         wanted = expected(**filters)
         assert ids(await service.all(everybody, **query)) == wanted, filters
-        found += len(wanted) > 0
-    assert found > 40
+        matched += len(wanted) > 0
+    assert matched > 55
 
 
 async def test_pages_are_whole_where_many_have_the_same_time(service: Service) -> None:
@@ -288,7 +289,7 @@ async def plan(settings: Settings, lists: Lists, **filters: Any) -> list[dict[st
     query = statements.orders(
         lists, after=Position(FIRST + timedelta(hours=15), UUID(int=7)), limit=21, **known
     )
-    compiled = query.statement.compile(dialect=dialect.dialect())  # type: ignore[attr-defined]
+    compiled = query.statement.compile(dialect=dialect.dialect())  # type: ignore[attr-defined,no-untyped-call]
     values = [query.values.get(name, compiled.params[name]) for name in compiled.positiontup]
     connection = await asyncpg.connect(as_admin(settings.postgres.get_secret_value()))
     try:
