@@ -22,16 +22,18 @@ from queries.cache import RECENT
 from queries.documents import (
     Health,
     OrderDetails,
+    OrderPage,
     Orders,
     SellerDetails,
     SellerSummary,
     Suborders,
     Summary,
+    Timeline,
     Tracked,
     TrackedStatus,
 )
 from queries.keyset import Position
-from queries.reader import Answer, Reader, Seen
+from queries.reader import Answer, Filters, Reader, Seen
 from settings import Settings
 
 _ABOUT = """Orders, for readers; where it is switched on, events for them are taken in (`/events`).
@@ -141,6 +143,8 @@ def create_app(settings: Settings) -> FastAPI:
     install(app)
     get = partial(app.get, dependencies=[Depends(admitted), Depends(only_known)], response_class=Response)
     _answer_one_order(get, reader)
+    _answer_a_timeline(get, reader)
+    _answer_orders(get, reader)
     _answer_a_users_orders(get, reader)
     _answer_parcels(get, reader)
     _answer_a_sellers_suborders(get, reader)
@@ -199,6 +203,68 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         searched by its primary key.
         """
         return _one(await reader.details(order_id, max(min_version, x_order_version), sees), if_none_match)
+
+
+def _answer_a_timeline(get: _Get, reader: Reader) -> None:
+    responses = _responses(Timeline, "What happened, and why.", versioned=True, missing=True)
+    responses[200]["headers"]["X-Source"] = {
+        "description": "The source of the answer.",
+        "schema": {"type": "string", "enum": ["changelog"]},
+    }
+
+    @get("/orders/{order_id}/timeline", summary="An order's facts", responses=responses, tags=["orders"])
+    async def timeline(
+        order_id: OrderId,
+        sees: Sees,
+        as_of: Annotated[
+            Time | None, Query(description="The order as of then, by the times of its events (RFC 3339).")
+        ] = None,
+        min_version: MinVersion = 0,
+        x_order_version: OrderVersion = 0,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Every fact of the order in the order of their times, and why it is what it is: the rules that made
+        its status, those of its suborders, its refunds and anomalies, each with its facts and numbers. The
+        keys are those of `orders show --json`.
+
+        The facts are only in Kafka's changelog, of which a partition is read: use it for single orders that
+        somebody looks at. ETag and X-Order-Version are those of the whole order, also with `as_of`.
+        """
+        answer = await reader.timeline(order_id, as_of, max(min_version, x_order_version), sees)
+        return _one(answer, if_none_match)
+
+
+def _answer_orders(get: _Get, reader: Reader) -> None:
+    responses = _responses(OrderPage, "A page, newest first.")
+
+    @get("/orders", summary="Orders", responses=responses, tags=["orders"])
+    async def orders(
+        sees: Sees,
+        user: Annotated[Id | None, Query(description=f"Of this user. {_DASHES}")] = None,
+        seller: Annotated[Id | None, Query(description=f"With an item of this seller. {_DASHES}")] = None,
+        status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
+        region: Annotated[
+            str | None,
+            Query(
+                min_length=1, max_length=1000, pattern=r"^[^\x00]+$", description="Only those of this region."
+            ),
+        ] = None,
+        since: Annotated[Time | None, Query(description="Placed then or later (RFC 3339).")] = None,
+        until: Annotated[Time | None, Query(description="Placed before (RFC 3339).")] = None,
+        cursor: Cursor = None,
+        limit: Limit = 20,
+    ) -> Response:
+        """The orders that the key sees and that match every filter. A filter by what the key doesn't see of
+        an order doesn't find it: sellers see neither users nor regions.
+
+        Give `user` or `seller` where you can: without them a key for `all` has every order read, one such
+        list at a time.
+        """
+        filters = Filters(user, seller, status, region, since, until)
+        try:
+            return _answer(await reader.orders(filters, limit, cursor=cursor, sees=sees))
+        except ValueError as error:
+            raise invalid(("query.cursor", str(error))) from None
 
 
 def _answer_a_users_orders(get: _Get, reader: Reader) -> None:

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from cli.terminal import Rows, Wide, output
 from cli.text import printable, second
+from contracts import times
+from contracts.errors import Refused
 from domain import explain
 from errors import OrdersError
 from queries.state import read_state
@@ -43,19 +45,27 @@ SHIPMENTS: Final = {
     "carrier": "carrier",
     "tracking_number": "tracking",
 }
+MOST_FACTS: Final = 12
+"""Facts that a reason names; all of them are in the JSON."""
 RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
 
 
 def show_command(
     order_id: Annotated[str, typer.Argument(help="The order's id, a UUID, with or without dashes.")],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--as-of", metavar="TIME", help="The order as of then (RFC 3339), by its events' times."
+        ),
+    ] = None,
     wide: Wide = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
     ] = False,
 ) -> None:
-    """Explain an order: its facts by time, its units, its money, and which facts give it its status.
+    """Explain an order: its facts by time, its units, its money, and the rules and facts that make it so.
 
-    Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6
+    Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6 --as-of 2026-03-10T12:00:00Z
     """
     try:
         order_uuid = UUID(order_id)
@@ -63,20 +73,32 @@ def show_command(
         raise OrdersError(
             f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6"
         ) from None
+    time = None if at is None else _time(at)
     order = asyncio.run(read_state(get_settings(), order_uuid))
     if order is None:
         remedy = "see that it was sent, and that orders wait says that all is processed"
         raise OrdersError(f"no fact of order {order_uuid} is known", remedy)
-    explanation = explain.explain(order_uuid.bytes, order)
+    explanation = explain.explain(order_uuid.bytes, order, time)
     if as_json:
         print(json.dumps(explanation, indent=2))
     else:
         output().print(render(explanation, wide))
 
 
+def _time(text: str) -> int:
+    try:
+        return times.parse(text, "--as-of")
+    except Refused:
+        raise OrdersError(
+            f"--as-of: {text!r} is not an RFC 3339 time with its offset",
+            "give one such as 2026-03-10T12:00:00Z",
+        ) from None
+
+
 def render(explanation: dict[str, Any], wide: bool = False) -> Group:
     """Render an explanation for rich. `wide`: one line a row."""
-    status = explanation.get("status", "waiting")
+    as_of = explanation["as_of"]
+    status = explanation.get("status") or ("waiting" if explanation["facts"] else "not there yet")
     parts: list[RenderableType] = [
         Text.assemble(
             ("order ", "dim"),
@@ -84,13 +106,17 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
             "  ",
             (status, f"bold {COLOURS.get(status, 'yellow')}"),
             (f"  version {explanation['version']}", "dim"),
+            ("" if as_of is None else f"  as of {as_of}", "dim"),
         ),
         *(
-            Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}")
-            for n, line in enumerate(explanation["why"])
+            Text(f"because {_reason(rule)}" if n == 0 else f"    and {_reason(rule)}")
+            for n, rule in enumerate(explanation["why"])
+            # What is said of the order and of each anomaly below, or follows from the suborders' table.
+            if rule["of"] != "anomaly"
+            and not (rule["of"] == "suborder" and rule["rule"].startswith("status_"))
         ),
     ]
-    facts = {"time": "time", "type": "type", "what": "what"}
+    facts = {"n": "n", "time": "time", "type": "type", "what": "what"}
     if any(fact["note"] for fact in explanation["facts"]):
         facts["note"] = "note"
     parts += _table("Facts", explanation["facts"], facts, wide)
@@ -130,6 +156,18 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
                 *(Text(f"  {printable(line)}", "yellow") for line in explanation["anomalies"]),
             ]
     return Group(*parts)
+
+
+def _reason(rule: dict[str, Any]) -> str:
+    """A rule in a line: what it says, its numbers, the numbers of its facts."""
+    numbers = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in rule["numbers"].items())
+    whose = "" if rule["of"] == "order" else f"{rule['of']} {rule['id']}: "
+    facts = rule["facts"]
+    shown = ", ".join(str(n) for n in facts[:MOST_FACTS]) + (", ..." if len(facts) > MOST_FACTS else "")
+    return printable(
+        f"{whose}{rule['says']}{f' ({numbers})' if numbers else ''}"
+        + (f" [{'fact' if len(facts) == 1 else 'facts'} {shown}]" if facts else "")
+    )
 
 
 def _table(

@@ -6,6 +6,9 @@ Which fact to refuse would depend on which one came first. So the facts are kept
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
 from contracts import ids
 from domain.enums import DeadlineKind, RefundCause, ReturnStatus
 from domain.order import Order
@@ -13,18 +16,38 @@ from domain.refunds import uncovered
 from domain.status import OrderView, view_of
 from domain.totals import winning_stages
 
+_NO_NUMBERS: Final[Mapping[str, int]] = {}
+
+
+class Anomaly(NamedTuple):
+    """One oddity. `kind`: its stable code. `subject`: raw id of the item, seller or refund that it is about,
+    or the number of a decision, None for the order. `numbers`: by name, what makes it one; money in minor
+    units.
+    """
+
+    kind: str
+    detail: str
+    subject: bytes | int | None = None
+    numbers: Mapping[str, int] = _NO_NUMBERS
+
 
 def anomalies(order: Order, order_id: bytes) -> list[str]:
     """An order's anomalies, as stable texts "code: detail", sorted.
     None while its order.created hasn't come.
     """
+    return sorted({f"{each.kind}: {each.detail}" for each in found(order, order_id)})
+
+
+def found(order: Order, order_id: bytes) -> list[Anomaly]:
+    """An order's anomalies, in no order; a refund that failed twice is there twice. Pure."""
     created = order.created
     if created is None:
         return []
     now = view_of(order)
-    texts: list[str] = []
+    some: list[Anomaly] = []
     if now.captured > now.total:
-        texts.append("overpaid: captured above the order's total")
+        numbers = {"captured": now.captured, "total": now.total}
+        some.append(Anomaly("overpaid", "captured above the order's total", None, numbers))
     returned: dict[bytes, int] = {}
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
@@ -33,81 +56,84 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
                 stage.quantity or quantity[stage.item_id]
             )
     for line in now.lines:
-        name = ids.text(line.item_id)
-        if returned.get(line.item_id, 0) > line.quantity:
-            texts.append(f"over_returned: item {name}: more units returned than there are")
+        item, back = f"item {ids.text(line.item_id)}", returned.get(line.item_id, 0)
+        if back > line.quantity:
+            numbers = {"returned": back, "quantity": line.quantity}
+            detail = f"{item}: more units returned than there are"
+            some.append(Anomaly("over_returned", detail, line.item_id, numbers))
         if line.claimed > line.quantity - line.gone:
-            texts.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
+            numbers = {"in_transit": line.claimed, "quantity": line.quantity, "gone": line.gone}
+            detail = f"{item}: more units in transit than are not gone"
+            some.append(Anomaly("moved_though_gone", detail, line.item_id, numbers))
+    return some + _not_ours(order, order_id) + _silences(order, now) + _about_refunds(order, now)
+
+
+def _not_ours(order: Order, order_id: bytes) -> list[Anomaly]:
+    """Replies that name what the pipeline didn't make, and refunds that failed."""
+    some: list[Anomaly] = []
     for reply in order.stock:
         if not reply.refused and reply.reservation_id != ids.uuid5(
             order_id, f"reservation:{ids.text(reply.seller_id)}"
         ):
-            texts.append(
-                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation"
-                f" {ids.text(reply.reservation_id)} is not ours"
-            )
+            seller, named = ids.text(reply.seller_id), ids.text(reply.reservation_id)
+            detail = f"seller {seller}: reservation {named} is not ours"
+            some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     for refund in order.refunds:
+        name = f"refund {ids.text(refund.refund_id)}"
         if refund.failed:
-            texts.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
+            some.append(Anomaly("refund_failed", name, refund.refund_id))
         if refund.refund_id not in ours:
-            texts.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
-    texts += _silences(order, now)
-    texts += _refund_anomalies(order, now)
-    return sorted(set(texts))
+            some.append(Anomaly("refund_unknown", f"{name} is not ours", refund.refund_id))
+    return some
 
 
-def _silences(order: Order, now: OrderView) -> list[str]:
+def _silences(order: Order, now: OrderView) -> list[Anomaly]:
     """What was asked for until nobody asked any longer, and never answered."""
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
         return []
-    texts: list[str] = []
+    some: list[Anomaly] = []
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
     for suborder in now.suborders:
-        seller = ids.text(suborder.seller_id)
-        if (DeadlineKind.RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
-            texts.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
-        if (
-            (DeadlineKind.LABEL, suborder.seller_id) in given_up
-            and suborder.live
-            and suborder.seller_id not in scanned
-        ):
-            texts.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
+        seller, seller_id = f"seller {ids.text(suborder.seller_id)}", suborder.seller_id
+        if (DeadlineKind.RELEASE, seller_id) in given_up and suborder.live > suborder.in_transit:
+            detail = f"{seller}: the stock was asked back in vain"
+            some.append(Anomaly("release_unanswered", detail, seller_id))
+        if (DeadlineKind.LABEL, seller_id) in given_up and suborder.live and seller_id not in scanned:
+            detail = f"{seller}: no scan since its label was asked for"
+            some.append(Anomaly("label_unscanned", detail, seller_id))
     replied = {refund.refund_id for refund in order.refunds}
     for what, subject in given_up:
         if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
-            texts.append(f"refund_unconfirmed: refund {ids.text(subject)}")
-    return texts
+            some.append(Anomaly("refund_unconfirmed", f"refund {ids.text(subject)}", subject))
+    return some
 
 
-def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
-    texts: list[str] = []
+def _about_refunds(order: Order, now: OrderView) -> list[Anomaly]:
+    some: list[Anomaly] = []
     if now.decided > now.captured:
-        texts.append("refund_above_captured: decided above what was captured")
+        numbers = {"decided": now.decided, "captured": now.captured}
+        some.append(Anomaly("refund_above_captured", "decided above what was captured", None, numbers))
     if not now.live:
-        return texts
+        return some
     for refund in uncovered(order, now):
-        texts.append(
-            f"refund_uncovered: {refund.cause.text} {ids.text(refund.cause_id)}: captured money does not"
-            " cover this refund"
-        )
+        detail = f"{refund.cause.text} {ids.text(refund.cause_id)}: captured money does not cover this refund"
+        numbers = {"amount": refund.amount, "captured": now.captured, "decided": now.decided}
+        some.append(Anomaly("refund_uncovered", detail, refund.cause_id, numbers))
     live = {line.item_id: line.live for line in now.lines}
     stages = winning_stages(order)
     for decision in order.decisions:
         stage = stages.get(decision.cause_id)
         processed = stage is not None and stage.status is ReturnStatus.PROCESSED
+        why: list[str] = []
         if decision.cause is RefundCause.RETURN and not processed:
-            texts.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
+            why.append("its return is not processed after all")
         if decision.cause is RefundCause.STOCK and any(
             first < live[item_id] for item_id, first, _ in decision.units
         ):
-            texts.append(
-                f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all"
-            )
+            why.append("a unit that it paid for is live after all")
         if decision.cause is RefundCause.CLOSED:
-            texts.append(
-                f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live"
-                " after all"
-            )
-    return texts
+            why.append("the order was closed, but a unit is live after all")
+        some += [Anomaly("refund_contradicted", f"decision {decision.n}: {each}", decision.n) for each in why]
+    return some

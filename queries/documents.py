@@ -181,6 +181,182 @@ class Orders:
 
 
 @dataclass(slots=True)
+class SellerHead:
+    """An order without its parts, as one of its sellers sees it."""
+
+    order_id: UUID
+    status: OrderStatusText
+    currency: str
+    created_at: Time
+    updated_at: Time
+    version: Version
+
+
+@dataclass(slots=True)
+class OrderPage:
+    """A page of orders, newest first."""
+
+    orders: Annotated[
+        list[Head | SellerHead], Field(description="Whole, or as one of their sellers sees them.")
+    ]
+    next: Annotated[
+        str | None,
+        Field(description="Give it as `cursor` for the page after this one; null: this was the last one."),
+    ]
+
+
+@dataclass(slots=True)
+class FactCause:
+    """What a fact of the pipeline's own was decided for, or what it waited for."""
+
+    type: str
+    id: UUID | None
+
+
+@dataclass(slots=True)
+class ToldFact:
+    """A fact of an order."""
+
+    n: Annotated[int, Field(description="Its number in this answer, from 1.")]
+    time: Annotated[Time, Field(description="When it happened, as its sender says.")]
+    appended: Annotated[Time | None, Field(description="When the broker took its record. null: not known.")]
+    type: Annotated[str, Field(description="The type of its event.")]
+    what: Annotated[str, Field(description="It in a sentence, without free text.")]
+    source: Annotated[str | None, Field(description="Who sent it. null: not known.")]
+    cause: Annotated[
+        FactCause | None, Field(description="Only of the pipeline's own facts; null of all others.")
+    ]
+    note: Literal["", "refused", "waits for its order"]
+
+
+@dataclass(slots=True)
+class Reason:
+    """A rule that made the order what it is (docs/rules.md has its name)."""
+
+    of: Literal["order", "suborder", "refund", "anomaly"]
+    id: Annotated[UUID, Field(description="Of the order, suborder or refund; of an anomaly the order's.")]
+    rule: Annotated[str, Field(examples=["status_shipped"])]
+    says: str
+    facts: Annotated[list[int], Field(description="The numbers of the facts that it rests on.")]
+    numbers: Annotated[
+        dict[str, int | str], Field(description="Units are integers, amounts decimal text in major units.")
+    ]
+
+
+@dataclass(slots=True)
+class UnitsOfLine:
+    """A line and how many of its units got how far, each count at least that far."""
+
+    item_id: UUID
+    seller_id: UUID
+    price: Amount
+    discount: Amount
+    shipping: Amount
+    quantity: int
+    gone: int
+    live: int
+    in_transit: int
+    delivered: int
+    returned: int
+
+
+@dataclass(slots=True)
+class UnitsOfSuborder:
+    """Units of a suborder: all, live, and live ones at least so far."""
+
+    ordered: int
+    live: int
+    in_transit: int
+    delivered: int
+    returned: int
+
+
+@dataclass(slots=True)
+class TimelineSuborder:
+    """A suborder over its live units."""
+
+    suborder_id: UUID
+    seller_id: UUID
+    status: SuborderStatusText
+    units: UnitsOfSuborder
+    total_amount: Amount
+    gone_because: Annotated[
+        list[str] | None, Field(description="Only there if a unit is gone: the types that say so.")
+    ] = None
+
+
+@dataclass(slots=True)
+class TimelineParcel:
+    """A parcel as its winning scan has it."""
+
+    shipment_id: UUID
+    seller_id: UUID
+    status: ParcelStatusText
+    carrier: str | None
+    tracking_number: str | None
+    items: Annotated[
+        list[tuple[UUID, int]] | Literal["all the seller's"], Field(description="Items and their units.")
+    ]
+
+
+@dataclass(slots=True)
+class TimelineReturn:
+    """A return as its winning stage has it; quantity null: the whole line."""
+
+    return_id: UUID
+    item_id: UUID
+    quantity: int | None
+    status: ReturnStatusText
+
+
+@dataclass(slots=True)
+class TimelineMoney:
+    """What an order costs, what was paid and what is paid back."""
+
+    total: Amount
+    live_total: Amount
+    captured: Amount
+    refunds_decided: Amount
+
+
+@dataclass(slots=True)
+class TimelineRefund:
+    """A refund decision; units: (item, first unit number, how many)."""
+
+    refund_id: UUID
+    amount: Amount
+    cause: str
+    cause_id: UUID
+    units: list[tuple[UUID, int, int]]
+    shipping: list[UUID]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """An order's facts in the order of their times, and why it is what it is. From `status` on the fields are
+    only there if order.created is known (as of then); a seller gets none from `user_id` on.
+    """
+
+    order_id: UUID
+    as_of: Time | None
+    known: bool
+    version: Version
+    facts: list[ToldFact]
+    why: list[Reason]
+    status: OrderStatusText | None = None
+    currency: str | None = None
+    lines: list[UnitsOfLine] | None = None
+    suborders: list[TimelineSuborder] | None = None
+    shipments: list[TimelineParcel] | None = None
+    returns: list[TimelineReturn] | None = None
+    user_id: UUID | None = None
+    region: str | None = None
+    money: TimelineMoney | None = None
+    refunds: list[TimelineRefund] | None = None
+    anomalies: list[str] | None = None
+
+
+@dataclass(slots=True)
 class Tracked:
     """A parcel under a tracking number."""
 

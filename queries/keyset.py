@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import NamedTuple, Self
 from uuid import UUID
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAYOUT = struct.Struct(">q16s")
+_FORGED = "not a cursor of this service"
 
 
 class Position(NamedTuple):
@@ -20,20 +23,35 @@ class Position(NamedTuple):
     time: datetime
     id: UUID
 
-    def cursor(self) -> str:
-        """Return the position as opaque text that clients send back."""
-        return urlsafe_b64encode(
-            _LAYOUT.pack((self.time - _EPOCH) // timedelta(microseconds=1), self.id.bytes)
-        ).decode()
+    def cursor(self, filters: bytes = b"") -> str:
+        """Return the position as opaque text that clients send back. `filters`: those of the list, as
+        bound_to() makes them, so that the cursor is of use in no other list.
+        """
+        place = _LAYOUT.pack(micros(self.time), self.id.bytes)
+        return urlsafe_b64encode(place + filters).decode()
 
     @classmethod
-    def parse(cls, cursor: str) -> Self:
-        """Parse a cursor. Raises ValueError for anything that cursor() didn't return."""
+    def parse(cls, cursor: str, filters: bytes = b"") -> Self:
+        """Parse a cursor. Raises ValueError for anything that cursor() didn't return with these filters."""
         try:
-            micros, id_ = _LAYOUT.unpack(urlsafe_b64decode(cursor.encode("ascii")))
+            raw = urlsafe_b64decode(cursor.encode("ascii"))
+            micros, id_ = _LAYOUT.unpack(raw[: _LAYOUT.size])
             position = cls(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_))
         except (ValueError, struct.error, OverflowError):
-            raise ValueError("not a cursor of this service") from None
-        if position.cursor() != cursor:
-            raise ValueError("not a cursor of this service")
+            raise ValueError(_FORGED) from None
+        if position.cursor(raw[_LAYOUT.size :]) != cursor or len(raw) != _LAYOUT.size + len(filters):
+            raise ValueError(_FORGED)
+        if raw[_LAYOUT.size :] != filters:
+            raise ValueError("a cursor of a list with other filters: give those that it was made with")
         return position
+
+
+def micros(time: datetime) -> int:
+    """Microseconds since 1970."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def bound_to(filters: Mapping[str, object]) -> bytes:
+    """A digest of a list's filters: 8 bytes that its cursors carry. None is a filter that isn't given."""
+    given = sorted((name, str(value)) for name, value in filters.items() if value is not None)
+    return blake2b(repr(given).encode(), digest_size=8).digest()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from contracts.strict_json import read_foreign
+from domain.explain import explain
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
 from queries.databases import Away, Database, Databases
@@ -24,6 +26,7 @@ from queries.documents import (
     Head,
     Health,
     OrderDetails,
+    OrderPage,
     Orders,
     SourceHealth,
     Suborder,
@@ -33,17 +36,20 @@ from queries.documents import (
 )
 from queries.errors import NotFound, NotYet, Unavailable
 from queries.flight import SingleFlight
-from queries.keyset import Position
+from queries.keyset import Position, bound_to, micros
+from queries.state import States
 from queries.visibility import EVERYTHING, Visibility
 from settings import Settings
 
 T = TypeVar("T")
 
-Source = Literal["cache", "replica", "primary", "stale replica"]
+Source = Literal["cache", "replica", "primary", "stale replica", "changelog"]
 
 _CACHE: Final[Source] = "cache"
 _NO_PARCEL: Final = "no parcel has this tracking number"
 _NOTHING: Final = Visibility()
+_PATIENCE: Final = 5.0
+"""Seconds that a list of all orders waits for its turn."""
 
 _encode: Final = msgspec.json.Encoder().encode
 _head: Final = msgspec.json.Decoder(Head)
@@ -91,6 +97,17 @@ class Answer(NamedTuple):
     version: int = 0
 
 
+class Filters(NamedTuple):
+    """Of a list of orders; None: not filtered by it."""
+
+    user: UUID | None = None
+    seller: UUID | None = None
+    status: str | None = None
+    region: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 class Seen(NamedTuple):
     """An order, and the version that the caller has seen of it."""
 
@@ -110,6 +127,8 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.cache = CacheReader(settings)
         self.databases = Databases(settings)
+        self._states = States(settings)
+        self._scans = asyncio.Semaphore(1)
         self._flight = SingleFlight()
         self._last_health: tuple[float, Health] | None = None
 
@@ -151,6 +170,30 @@ class Reader:
         if parts is not None:
             details.suborders = parts.suborders
         return Answer(_encode(sees.details(details)), source, details.version)
+
+    async def timeline(
+        self, order_id: UUID, as_of: datetime | None = None, seen: int = 0, sees: Visibility = EVERYTHING
+    ) -> Answer:
+        """Return an order's facts in the order of their times, and why it is what it is: as of a time, or
+        now. Raises NotFound.
+
+        The facts are only in the changelog: its partition is read, which may take some seconds. Raises
+        Unavailable too if Kafka doesn't answer.
+        """
+        known = await self.order(order_id, seen, sees)
+        order = await self._states.of(order_id)
+        if order is None or order.version < seen:
+            raise _not_yet(Seen(order_id, max(seen, known.version)))
+        created = order.created
+        if created is None:
+            raise _not_yet(Seen(order_id, max(seen, known.version)))
+        time = None if as_of is None else micros(as_of)
+        part = None
+        if not sees.whole(UUID(bytes=created.user_id)):
+            part = frozenset(seller.bytes for seller in sees.sellers)
+        # Of an order of thousands of facts it takes longer than others should wait.
+        document = await asyncio.to_thread(explain, order_id.bytes, order, time, part)
+        return Answer(_encode(document), "changelog", order.version)
 
     async def _cached(self, order_id: UUID, sees: Visibility) -> tuple[bytes | None, bytes | None]:
         """What the cache has of an order, unless the caller sees nothing of it: then the databases are asked
@@ -246,6 +289,42 @@ class Reader:
         query = statements.history(user_id, status, since, until, after, limit + 1)
         rows, source = await self._list(lambda database: database.rows(query), seen, user_id=user_id)
         return Answer(_encode(_page([statements.as_head(row) for row in rows], limit)), source)
+
+    async def orders(
+        self, filters: Filters, limit: int, *, cursor: str | None = None, sees: Visibility = EVERYTHING
+    ) -> Answer:
+        """Return a page of orders, newest first. Raises ValueError for a cursor that isn't one of a list with
+        these filters.
+
+        A list of neither users nor sellers reads every order there is, so a process reads one at a time.
+        """
+        bound = bound_to(filters._asdict())
+        after = None if cursor is None else Position.parse(cursor, bound)
+        lists = sees.orders(filters.user, filters.seller, filters.region)
+        if lists is None:
+            return _nothing(OrderPage([], None), None)
+        query = statements.orders(
+            lists, filters.status, filters.region, filters.since, filters.until, after, limit + 1
+        )
+        rows: Sequence[Sequence[Any]]
+        async with nullcontext() if lists.users or lists.sellers else self._alone():
+            rows, source = await self._list(lambda database: database.rows(query), None)
+        shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]
+        more = len(rows) > limit
+        last = Position(rows[limit - 1][0], shown[-1].order_id).cursor(bound) if more else None
+        return Answer(_encode(OrderPage(shown, last)), source)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._scans.acquire()
+        except TimeoutError:
+            raise Unavailable("another list of all orders is being read") from None
+        try:
+            yield
+        finally:
+            self._scans.release()
 
     async def suborders(
         self,
@@ -433,7 +512,7 @@ def _not_yet(seen: Seen) -> NotYet:
     return NotYet(f"version {seen.version} of order {seen.order_id} isn't there yet")
 
 
-def _nothing(page: Orders | Suborders, seen: Seen | None) -> Answer:
+def _nothing(page: Orders | OrderPage | Suborders, seen: Seen | None) -> Answer:
     """The list of whoever has no orders. Raises NotYet where an order of it is to be there."""
     if seen is not None:
         raise _not_yet(seen)

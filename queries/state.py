@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
+from functools import partial
+from typing import Final
 from uuid import UUID
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from domain.order import Order
 from errors import OrdersError
+from queries.errors import Unavailable
+from queries.flight import SingleFlight
 from settings import Settings
 from streams.partitioner import partition_of
 from tables import codec
 from wire.log import LogReader
+
+_PLACES: Final = 2
+"""Reads of the changelog at the same time, of a process: each takes a core and half a network for a while."""
+_PATIENCE: Final = 10.0
+"""Seconds for one, with the wait for its turn."""
 
 
 class StatesMissing(OrdersError):
@@ -52,3 +63,27 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
                     ):
                         newest = record.value
     return None if newest is None else codec.decode(newest)
+
+
+class States:
+    """Reads of single states, for a service: two at a time, and one for all who ask for the same order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._flight = SingleFlight()
+        self._places = asyncio.Semaphore(_PLACES)
+
+    async def of(self, order_id: UUID) -> Order | None:
+        """As read_state, within ten seconds. Raises Unavailable where that one raises, and beyond them."""
+        return await self._flight.do(order_id, partial(self._of, order_id))
+
+    async def _of(self, order_id: UUID) -> Order | None:
+        try:
+            async with asyncio.timeout(_PATIENCE), self._places:
+                return await read_state(self._settings, order_id)
+        except TimeoutError:
+            raise Unavailable(f"the changelog wasn't read within {_PATIENCE:g} s") from None
+        except (KafkaError, OSError) as error:
+            raise Unavailable("Kafka, which has the facts, doesn't answer") from error
+        except OrdersError as error:
+            raise Unavailable("the changelog can't be read") from error

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from contracts import ids, money, times
@@ -25,12 +26,14 @@ from queries.documents import (
     Parcel,
     ParcelDetails,
     Return,
+    SellerHead,
     Sold,
     Suborder,
     Summary,
     Tracked,
 )
 from queries.keyset import Position
+from queries.lists import Lists
 from sinks.schema import build_metadata
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -179,6 +182,138 @@ def _history(filters: frozenset[str], limit: int) -> sa.Select[Any]:
     if "after_time" in filters:
         query = query.where(*_behind(time, id_))
     return query.order_by(time.desc(), id_.desc()).limit(_rows(limit))
+
+
+def orders(
+    lists: Lists,
+    status: str | None,
+    region: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    after: Position | None,
+    limit: int,
+) -> Query:
+    """Orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
+    Each row begins with its place in the order of the list, and whether its user is one of `users`.
+
+    Orders of users are found by the index orders_order_user, those of sellers by orders_order_item_seller,
+    each no further than the page needs; the latter are sorted by the time of their order.created. Without
+    users and sellers nothing serves the order: every partition is read.
+    """
+    values = {
+        "users": list(lists.users) or None,
+        "sellers": list(lists.sellers) or None,
+        "seller_id": lists.seller_id,
+        "status": status,
+        "region": region,
+        "since": since,
+        "until": until,
+        **_after(after),
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return Query(_orders(frozenset(given), limit), given)
+
+
+@lru_cache(maxsize=256)
+def _orders(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    branches = []
+    if "users" in given or "sellers" not in given:
+        branches.append(_orders_of_users(given, limit))
+    if "sellers" in given:
+        branches.append(_orders_of_sellers(given, limit))
+    if len(branches) == 1:
+        return branches[0]
+    both = sa.union_all(*(sa.select(branch.subquery()) for branch in branches)).subquery("both")
+    return sa.select(both).order_by(both.c.place.desc(), both.c.id.desc()).limit(_rows(limit))
+
+
+def _placed(
+    query: sa.Select[Any], given: frozenset[str], time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]
+) -> sa.Select[Any]:
+    """The query within the times that are asked for, and behind the page before."""
+    if "since" in given:
+        query = query.where(time >= _value("since", time))
+    if "until" in given:
+        query = query.where(time < _value("until", time))
+    if "after_time" in given:
+        query = query.where(*_behind(time, id_))
+    return query
+
+
+def _orders_of_users(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    c = _order.c
+    query = sa.select(c.created_at.label("place"), sa.literal_column("true").label("whole"), *_head())
+    for name in ("status", "region"):
+        if name in given:
+            query = query.where(c[name] == _value(name, c[name]))
+    if "seller_id" in given:
+        item = sa.select(_item.c.id).where(
+            _item.c.order_id == c.id,
+            _item.c.user_id == c.user_id,
+            _item.c.region == c.region,
+            _item.c.seller_id == _value("seller_id", _item.c.seller_id),
+        )
+        query = query.where(item.exists())
+    query = _placed(query, given, c.created_at, c.id)
+    query = query.order_by(c.created_at.desc(), c.id.desc()).limit(_rows(limit))
+    if "users" not in given:
+        return query
+    # For each of them the newest: so each is read in the order of the index, no further than that.
+    user = _each("users")
+    page = query.where(c.user_id == user.c.id).correlate(user).lateral("page")
+    return (
+        sa.select(page)
+        .select_from(user.join(page, sa.true()))
+        .order_by(page.c.place.desc(), page.c.id.desc())
+        .limit(_rows(limit))
+    )
+
+
+def _orders_of_sellers(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    i = _item.c
+    seller = _each("sellers")
+    group = (i.order_id, i.user_id, i.region, i.created_at)
+    lines: sa.Select[Any] = sa.select(*group).where(i.seller_id == seller.c.id)
+    if "region" in given:
+        lines = lines.where(i.region == _value("region", i.region))
+    if "users" in given:
+        # Those are in the other half, whole.
+        lines = lines.where(i.user_id != sa.all_(sa.bindparam("users", type_=_IDS)))
+    lines = _placed(lines, given, i.created_at, i.order_id).group_by(*group)
+    lines = lines.order_by(i.created_at.desc(), i.order_id.desc())
+    if "status" not in given:
+        lines = lines.limit(_rows(limit))
+    line = lines.correlate(seller).lateral("line")
+    # As in `suborders`: with a limit it stays a look into one partition for each line.
+    own = (
+        sa.select(*_head())
+        .where(_order.c.id == line.c.order_id, _order.c.user_id == line.c.user_id)
+        .where(_order.c.region == line.c.region)
+        .limit(1)
+        .lateral("own")
+    )
+    columns = (line.c.created_at.label("place"), sa.literal_column("false").label("whole"), *own.c)
+    query: sa.Select[Any] = sa.select(*columns).select_from(line.join(own, sa.true()))
+    if "status" in given:
+        query = query.where(own.c.status == _value("status", _order.c.status))
+    query = query.order_by(line.c.created_at.desc(), line.c.order_id.desc()).limit(_rows(limit))
+    page = query.lateral("page")
+    # An order of several of these sellers is there for each of them.
+    return (
+        sa.select(page)
+        .select_from(seller.join(page, sa.true()))
+        .distinct()
+        .order_by(page.c.place.desc(), page.c.id.desc())
+        .limit(_rows(limit))
+    )
+
+
+_IDS: Final = pg.ARRAY(sa.Uuid)
+
+
+def _each(name: str) -> sa.TableValuedAlias:
+    ids_ = sa.func.unnest(sa.bindparam(name, type_=_IDS))
+    return ids_.table_valued(sa.column("id", sa.Uuid), name=f"each_of_{name}").render_derived()
 
 
 def version(order_id: UUID, user_id: UUID | None, seller_id: UUID | None = None) -> Query:
@@ -392,6 +527,16 @@ class _Return(msgspec.Struct):
 _items: Final = msgspec.json.Decoder(list[_Item])
 _parcels: Final = msgspec.json.Decoder(list[_Parcel])
 _returns: Final = msgspec.json.Decoder(list[_Return])
+
+
+def as_listed(row: Sequence[Any], sees_all: bool) -> Head | SellerHead:
+    """Convert a row of `orders`, for a caller who sees all orders whole, or only those of its users."""
+    head = as_head(row[2:])
+    if sees_all or row[1]:
+        return head
+    return SellerHead(
+        head.order_id, head.status, head.currency, head.created_at, head.updated_at, head.version
+    )
 
 
 def as_head(row: Sequence[Any]) -> Head:

@@ -16,6 +16,7 @@ from queries.documents import (
     Tracked,
     TrackedStatus,
 )
+from queries.lists import Lists
 
 
 class Parties(Protocol):
@@ -88,6 +89,24 @@ class Visibility:
             [each for each in order.moments if each.id in shown],
             [each for each in order.suborders if each.seller_id in self.sellers],
         )
+
+    def orders(self, user_id: UUID | None, seller_id: UUID | None, region: str | None) -> Lists | None:
+        """Which orders a list with these filters is of; None: of none. A filter by what a caller doesn't see
+        of an order (its user, its region) doesn't find that order.
+        """
+        user, seller = () if user_id is None else (user_id,), () if seller_id is None else (seller_id,)
+        if self.everything or (user_id is not None and user_id in self.users):
+            return Lists(user, () if user else seller, seller_id if user else None)
+        if user_id is not None:
+            return None
+        users = tuple(sorted(self.users))
+        if seller_id is None:
+            sellers = tuple(sorted(self.sellers)) if region is None else ()
+        elif seller_id in self.sellers and region is None:
+            sellers = seller
+        else:
+            sellers = ()
+        return Lists(users, sellers, seller_id) if users or sellers else None
 
     def parcels(
         self, parcels: Sequence[Tracked], owners: dict[tuple[UUID, UUID], tuple[UUID, UUID]]

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
+
+from aiokafka.admin import NewTopic
 
 from contracts import ids
 from contracts.errors import Refused
@@ -14,11 +16,22 @@ from domain import events, rows
 from domain.fold import fold
 from domain.order import Order
 from domain.totals import RunningTotals
+from operations.secured import settings_of
 from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
+from streams.partitioner import partition_of
+from tables import codec
+from tests.stackfixture import GROUPS, Servers
+from wire import clients
 from workload import generator
+
+
+def with_kafka(stack: Servers, settings: Settings) -> Settings:
+    """Settings of a group that nobody else has, and of the stack's Kafka."""
+    kafka = {name: value for name, value in settings_of(stack.env) if name.startswith("kafka")}
+    return settings.model_copy(update=kafka | {"group": f"{GROUPS}{uuid4().hex[:12]}", "partitions": 2})
 
 
 def folded(count: int, seed: int = 1) -> dict[UUID, Order]:
@@ -89,6 +102,22 @@ class World:
     async def put_cache(self, *order_ids: UUID) -> None:
         """Into Redis; all without ids."""
         await self._cache.write([entry(each, self.orders[each]) for each in order_ids or self.orders])
+
+    async def put_states(self, *order_ids: UUID) -> None:
+        """Into the changelog, which is created if it isn't there; all without ids."""
+        topic, partitions = self.settings.changelog_topic, self.settings.partitions
+        admin = clients.admin(self.settings, "orders-tests")
+        await admin.start()
+        try:
+            # That it is there already is among the answers, not an error.
+            await admin.create_topics([NewTopic(topic, partitions, 1)])
+        finally:
+            await admin.close()
+        async with clients.producer(self.settings, "orders-tests") as producer:
+            for each in order_ids or self.orders:
+                partition = partition_of(str(each).encode(), partitions)
+                state = codec.encode(self.orders[each])
+                await producer.send_and_wait(topic, state, each.bytes, partition)
 
     def user_of(self, order_id: UUID) -> UUID:
         created = self.orders[order_id].created

@@ -1,0 +1,214 @@
+"""The facts of an order in words: one vocabulary for `orders show`, the API and whoever shows an order next.
+
+Free text (reason, location, a carrier's name) is in no sentence: it may be personal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from typing import Any, Final
+
+from contracts import ids, money, times
+from contracts.incoming import FACT_FIELDS
+from contracts.outgoing import SOURCE
+from domain.enums import DeadlineKind, RefundCause, StockAnswer
+from domain.order import (
+    Cancellation,
+    Created,
+    Deadline,
+    Fact,
+    Order,
+    Payment,
+    PaymentFailure,
+    Quantities,
+    RefundDecision,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    SimpleFact,
+    StockReply,
+    type_of,
+)
+
+Json = dict[str, Any]
+Sellers = Container[bytes]
+"""Raw ids of the sellers whose part of an order is looked at."""
+
+_OURS: Final = SOURCE.decode()
+_STOCK: Final = {
+    StockAnswer.RESERVED: "reserved",
+    StockAnswer.REJECTED: "can't be had",
+    StockAnswer.RELEASED: "given back",
+}
+_AWAITED: Final = {
+    DeadlineKind.PAYMENT: "the payment",
+    DeadlineKind.STOCK: "the answer about the stock",
+    DeadlineKind.RELEASE: "the answer that the stock was given back",
+    DeadlineKind.LABEL: "the first scan",
+    DeadlineKind.REFUND: "the answer about the refund",
+}
+_OWED: Final = {
+    RefundCause.RETURN: "for return {}",
+    RefundCause.STOCK: "for units of seller {} that are gone",
+    RefundCause.CLOSED: "because no unit is live",
+}
+
+
+class Facts:
+    """The facts of an order, numbered from 1 in the order of their times.
+
+    `told`: an object for each: n, time, appended, type, what (a sentence), source (who sent it), cause, note.
+    appended, source and cause are null where they aren't known: the state doesn't hold them for that fact.
+    """
+
+    def __init__(self, order: Order, sellers: Sellers | None = None) -> None:
+        """`sellers`: only what these sellers may see of it: nothing about other sellers, nor about money."""
+        self.told: list[Json] = []
+        self._numbers: dict[int, int] = {}
+        # Behind the words the natural key: facts that came in another order still have the same numbers.
+        for n, (fact, line, _) in enumerate(sorted(_all(order, sellers), key=_rank), 1):
+            self._numbers[id(fact)] = n
+            self.told.append({"n": n, **line})
+
+    def numbers(self, *facts: Fact) -> list[int]:
+        """The numbers of these facts of the order, in order; those that aren't told are left out."""
+        return sorted({self._numbers[id(fact)] for fact in facts if id(fact) in self._numbers})
+
+
+_Ranked = tuple[Fact, Json, tuple[Any, ...]]
+
+
+def _rank(each: _Ranked) -> tuple[Any, ...]:
+    return each[2]
+
+
+def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
+    waiting = {(each.field, each.index) for each in order.waiting}
+    created = order.created
+    items = {} if created is None else {item.item_id: item.seller_id for item in created.items}
+    if created is not None:
+        line = _told(created, "order.created", describe_created(created, sellers), order.appended)
+        yield created, line, (created.time, 0)
+    for field in FACT_FIELDS:
+        for index, fact in enumerate(getattr(order, field)):
+            if sellers is not None and not concerns(fact, sellers, items):
+                continue
+            note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
+            line = _told(fact, type_of(fact), describe(fact), getattr(fact, "appended", 0), note)
+            yield fact, line, (fact.time, 1, line["type"], line["what"], repr(fact.key()))
+    if sellers is None:
+        currency = None if created is None else created.currency
+        for decision in order.decisions:
+            what = describe_decision(decision, currency)
+            line = _told(decision, type_of(decision), what, decision.appended)
+            yield decision, line, (decision.time, 2, decision.n)
+
+
+def _told(fact: Fact, type_: str, what: str, appended: int, note: str = "") -> Json:
+    return {
+        "time": times.text(fact.time),
+        "appended": times.text(appended * 1000) if appended else None,
+        "type": type_,
+        "what": what,
+        "source": _OURS if isinstance(fact, (Deadline, RefundDecision)) else None,
+        "cause": _cause(fact),
+        "note": note,
+    }
+
+
+def _cause(fact: Fact) -> Json | None:
+    """Of a fact of our own: what it was decided for, or what was waited for."""
+    if isinstance(fact, RefundDecision):
+        return {"type": fact.cause.text, "id": ids.text(fact.cause_id)}
+    if isinstance(fact, Deadline):
+        return {"type": fact.what.text, "id": None if fact.subject is None else ids.text(fact.subject)}
+    return None
+
+
+def concerns(fact: SimpleFact, sellers: Sellers, items: Mapping[bytes, bytes]) -> bool:
+    """Whether a fact is about one of these sellers' part of the order. `items`: item -> its seller. Pure."""
+    match fact:
+        case StockReply() | Scan():
+            return fact.seller_id in sellers
+        case Cancellation():
+            return fact.seller_id is None or fact.seller_id in sellers
+        case ReturnStage():
+            return items.get(fact.item_id) in sellers
+        case Deadline():
+            # Why their stock is asked back, too; what the refunds are is none of theirs.
+            return fact.what is DeadlineKind.PAYMENT or fact.subject in sellers
+    return False
+
+
+def describe_created(created: Created, sellers: Sellers | None = None) -> str:
+    """order.created as a sentence; of `sellers` their lines alone, without the total. Pure."""
+    items = [item for item in created.items if sellers is None or item.seller_id in sellers]
+    units = sum(item.quantity for item in items)
+    if sellers is not None:
+        return f"the customer ordered {_units(units)} in {_count(len(items), 'line')}"
+    total = money.text(created.total, money.DIGITS[created.currency])
+    of = _count(len({item.seller_id for item in items}), "seller")
+    return (
+        f"the customer ordered {_units(units)} in {_count(len(items), 'line')} of {of}"
+        f" for {total} {created.currency}"
+    )
+
+
+def describe_decision(decision: RefundDecision, currency: str | None) -> str:
+    """refund.decided as a sentence. `currency`: the order's, None if it isn't known yet. Pure."""
+    amount = (
+        f"{decision.amount} minor units"
+        if currency is None
+        else f"{money.text(decision.amount, money.DIGITS[currency])} {currency}"
+    )
+    why = _OWED[decision.cause].format(ids.text(decision.cause_id))
+    return f"refund {decision.n} of {amount} was decided, {why}"
+
+
+def describe(fact: SimpleFact) -> str:
+    """Any other fact as a sentence. Pure."""
+    match fact:
+        case Payment():
+            return (
+                f"payment {ids.text(fact.payment_id)} captured"
+                f" {money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency}"
+            )
+        case PaymentFailure():
+            return f"payment {ids.text(fact.payment_id)} failed"
+        case StockReply():
+            return f"{quantities(fact.items)} of seller {ids.text(fact.seller_id)} {_STOCK[fact.type]}"
+        case Cancellation():
+            whose = "the order" if fact.seller_id is None else f"seller {ids.text(fact.seller_id)}'s part"
+            return f"the customer asked to cancel {whose}"
+        case Scan():
+            return (
+                f"parcel {ids.text(fact.shipment_id)} of seller {ids.text(fact.seller_id)} with"
+                f" {quantities(fact.items)} was scanned {fact.rank.text}"
+            )
+        case ReturnStage():
+            units = "the whole line" if fact.quantity is None else _units(fact.quantity)
+            return (
+                f"return {ids.text(fact.return_id)} of {units}, item {ids.text(fact.item_id)}, was"
+                f" {fact.status.text}"
+            )
+        case RefundReply():
+            return f"refund {ids.text(fact.refund_id)} {'failed' if fact.failed else 'was paid out'}"
+        case Deadline():
+            whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
+            return (
+                f"{_AWAITED[fact.what]}{whose} didn't come in time, number {fact.attempt}"
+                f"{', and is no longer waited for' if fact.final else ''}"
+            )
+
+
+def quantities(items: Quantities | None) -> str:
+    """How many units a fact names. Pure."""
+    return "all units" if items is None else _units(sum(quantity for _, quantity in items))
+
+
+def _units(count: int) -> str:
+    return _count(count, "unit")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
