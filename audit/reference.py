@@ -1627,6 +1627,7 @@ class Reading:
         known, currency = self.known, self.currency
         for suborder in self.suborders:
             items = [item for item in known["items"] if item["seller_id"] == suborder.seller_id]
+            lines = {line.item_id: line for line in suborder.lines}
             events["suborder.created", suborder.suborder_id] = {
                 "suborder_id": suborder.suborder_id,
                 "order_id": self.order_id,
@@ -1634,11 +1635,11 @@ class Reading:
                 "status": "pending",
                 "items": [
                     {
-                        "item_id": line.item_id,
-                        "quantity": line.quantity,
-                        **self._taxes(line, line.quantity),
+                        "item_id": item["item_id"],
+                        "quantity": item["quantity"],
+                        **self._taxes(lines[item["item_id"]], item["quantity"]),
                     }
-                    for line in suborder.lines
+                    for item in items
                 ],
                 **self._amounts(suborder.ordered),
                 "version": 1,
