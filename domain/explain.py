@@ -27,6 +27,7 @@ from domain.order import (
     type_of,
 )
 from domain.status import Line, OrderView, Suborder, view_of
+from domain.tax import whole_tax
 from domain.totals import winning_scans, winning_stages
 
 Json = dict[str, Any]
@@ -61,12 +62,14 @@ def explain(order_id: bytes, order: Order) -> Json:
         "user_id": ids.text(created.user_id),
         "region": created.region or "",
         "currency": created.currency,
+        "prices_include_tax": created.prices_include_tax,
         "lines": [_line(line, amount) for line in view.lines],
         "suborders": [_suborder(order_id, order, suborder, amount) for suborder in view.suborders],
         "shipments": _shipments(order),
         "returns": _returns(order),
         "money": {
             "total": amount(view.total),
+            "tax": amount(whole_tax(created)),
             "live_total": amount(live_total),
             "captured": amount(view.captured),
             "refunds_decided": amount(view.decided),
@@ -83,6 +86,8 @@ def _line(line: Line, amount: Amount) -> Json:
         "price": amount(line.price),
         "discount": amount(line.discount),
         "shipping": amount(line.shipping),
+        "tax": amount(line.tax_of(0, line.quantity)),
+        "shipping_tax": amount(line.postage_tax),
         "quantity": line.quantity,
         "gone": line.gone,
         "live": line.live,
@@ -122,6 +127,7 @@ def _refund(order_id: bytes, decision: RefundDecision, amount: Amount) -> Json:
     return {
         "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
         "amount": amount(decision.amount),
+        "tax_amount": None if decision.tax is None else amount(decision.tax),
         "cause": decision.cause.text,
         "cause_id": ids.text(decision.cause_id),
         "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
@@ -151,6 +157,7 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Amount)
             "returned": suborder.returned,
         },
         "total_amount": amount(suborder.total),
+        "tax_amount": amount(suborder.tax),
     }
     if suborder.live < suborder.ordered:
         types = {

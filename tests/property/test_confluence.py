@@ -227,9 +227,9 @@ def test_live_units_and_shares_add_up(history: list[Event]) -> None:
         assert 0 <= line.live <= line.quantity
         assert line.returned <= line.delivered <= line.in_transit <= line.quantity
         assert (
-            sum(line.net_of(number) for number in range(line.quantity))
+            sum(line.cost_of(number, number + 1) for number in range(line.quantity))
             == line.price * line.quantity - line.discount
         )
-        assert all(line.net_of(number) >= 0 for number in range(line.quantity))
+        assert all(line.cost_of(number, number + 1) >= 0 for number in range(line.quantity))
     full = sum(line.price * line.quantity + line.shipping - line.discount for line in now.lines)
     assert full == order.created.total
