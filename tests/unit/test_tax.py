@@ -54,7 +54,7 @@ def refused(data: Data, type_: str = "order.created") -> tuple[str, str]:
 
 
 def one(on_top: bool | None, *, price: str = "10.00", quantity: int = 2, **more: Any) -> Data:
-    included = {} if on_top is None else {"prices_include_tax": not on_top}
+    included: Data = {} if on_top is None else {"prices_include_tax": not on_top}
     return created(line(1, ANNA, quantity, price, **more), **included)
 
 
@@ -135,7 +135,8 @@ def test_tax_on_top_may_be_above_the_price() -> None:
 
 @pytest.mark.parametrize("name", ["taxes", "shipping_taxes"])
 def test_an_empty_list_asks_for_nothing(name: str) -> None:
-    fact = event("order.created", created(line(1, **{name: []}))).fact
+    empty: Data = {name: []}
+    fact = event("order.created", created(line(1, **empty))).fact
     assert isinstance(fact, Created)
     assert fact.prices_include_tax is None
 
