@@ -125,9 +125,12 @@ class Room:
         lines = created.content["items"]
         codes = [tax["code"] for line in lines for tax in _taxes_of(line)]
         texts = [created.content.get("region", ""), *(line["sku"] for line in lines), *codes]
+        characters = sum(len(text.encode()) for text in texts)
+        counted = 512 * len(lines) + 64 * len(codes) + 6 * characters
+        if "prices_include_tax" in created.content and counted > self.passed_on:
+            return False
         counted = 3_200 * len(lines) + 24 * sum(line["quantity"] for line in lines) + 64 * len(codes)
-        counted += 3 * sum(len(text.encode()) for text in texts)
-        return self.batch >= LARGEST_BATCH or counted <= self.batch // 3
+        return self.batch >= LARGEST_BATCH or counted + 3 * characters <= self.batch // 3
 
 
 ROOM: Final = Room()
@@ -857,12 +860,12 @@ def size(fact: Fact) -> int:
 
 
 def _size_of_decision(decision: Decision) -> int:
-    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping."""
+    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping, 8 for its tax."""
     units = decision.units
     runs = sum(
         1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1)
     )
-    return 80 + 24 * (runs + len(decision.shipping))
+    return 80 + 24 * (runs + len(decision.shipping)) + (0 if decision.tax_amount is None else 8)
 
 
 # -- one order -----------------------------------------------------------------------------------------------
@@ -1633,14 +1636,7 @@ class Reading:
                 "order_id": self.order_id,
                 "seller_id": suborder.seller_id,
                 "status": "pending",
-                "items": [
-                    {
-                        "item_id": item["item_id"],
-                        "quantity": item["quantity"],
-                        **self._taxes(lines[item["item_id"]], item["quantity"]),
-                    }
-                    for item in items
-                ],
+                "items": [self._ordered(lines[item["item_id"]]) for item in items],
                 **self._amounts(suborder.ordered),
                 "version": 1,
             }
@@ -1678,20 +1674,28 @@ class Reading:
             }
         for decision in self.decisions:
             refund_id = self.made_id(f"refund:{decision.n}")
-            events["refund.request", refund_id] = {
-                "refund_id": refund_id,
-                "order_id": self.order_id,
-                "amount": money_text(decision.amount, currency),
-                "currency": currency,
-                "cause": decision.cause,
-                "cause_id": decision.cause_id,
-                **self._tax(decision.tax_amount or 0),
-            }
+            events["refund.request", refund_id] = {"refund_id": refund_id, **self._asked(decision)}
         return events
+
+    def _asked(self, decision: Decision) -> dict[str, Any]:
+        """What refund.request tells of a decision beside its id."""
+        return {
+            "order_id": self.order_id,
+            "amount": money_text(decision.amount, self.currency),
+            "currency": self.currency,
+            "cause": decision.cause,
+            "cause_id": decision.cause_id,
+            **self._tax(decision.tax_amount or 0),
+        }
 
     def _tax(self, amount: int, name: str = "tax_amount") -> dict[str, str]:
         """The field that tells a tax; of an order that has none nothing has to."""
         return {name: money_text(amount, self.currency)} if self.taxed else {}
+
+    def _ordered(self, line: Line) -> dict[str, Any]:
+        """What an item of suborder.created tells."""
+        whole = line.quantity
+        return {"item_id": line.item_id, "quantity": whole, **self._taxes(line, whole)}
 
     def _taxes(self, line: Line, count: int) -> dict[str, str]:
         """What an item of a suborder tells of the taxes of a line's first units and, if there are any, of

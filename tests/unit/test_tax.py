@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from audit import reference
 from contracts import errors
 from contracts.errors import Refused
-from domain import effects, events, rows
+from domain import effects, events, limits, rows
 from domain.order import Created, Order
 from domain.tax import LineTax
 from tables import codec
@@ -185,6 +186,24 @@ def test_a_checkout_hands_its_taxes_on() -> None:
     assert [each.get("shipping_taxes") for each in sent["items"]] == [
         each.get("shipping_taxes") for each in TWO
     ]
+
+
+@pytest.mark.parametrize(("codes", "fits"), [(10, True), (12, False)])
+@pytest.mark.parametrize("size", [1 << 20, 24 << 20])
+def test_an_order_with_more_taxes_than_one_may_begin_with(size: int, codes: int, fits: bool) -> None:
+    """The same for the auditor: 1,000 lines with as many taxes of the longest codes, and 52 lines."""
+    bounds, lines = limits.limits_of(size), 1000 if size > 1 << 20 else 52
+    many = [{"code": f"{n:02d}" + "\N{EURO SIGN}" * 30, "amount": "0.01"} for n in range(codes)]
+    data = created(
+        *(line(n, taxes=many, shipping_amount="1.00") for n in range(lines)), prices_include_tax=False
+    )
+    headers, value = record("order.created", data)
+    fact = events.decode("order.created", headers, value).fact
+    assert isinstance(fact, Created)
+    parsed = reference.parse("order.created", ORDER.encode(), value, headers)
+    assert isinstance(parsed, reference.Fact)
+    assert reference.Room(size).begins(parsed) is fits
+    assert limits.is_too_large(fact, bounds) is not fits
 
 
 # -- shares --------------------------------------------------------------------------------------------------
