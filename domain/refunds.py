@@ -70,8 +70,9 @@ def next_refund(
 
 def _tax_of(now: OrderView, units: Units, shipping: list[bytes]) -> int:
     """The tax of units, and of the shipping of lines."""
+    named = set(shipping)
     return sum(line.tax_of(start, end) for line, start, end in units) + sum(
-        line.postage_tax for line in now.lines if line.item_id in shipping
+        line.postage_tax for line in now.lines if line.item_id in named
     )
 
 
