@@ -34,6 +34,7 @@ VARYING: Final = {
 }
 """Those that may."""
 NOTICES: Final = ("suborder.updated", "order.status_changed")
+TAXES: Final = ("tax_amount", "shipping_tax_amount")
 DERIVED: Final = (*SAME, *VARYING, *NOTICES)
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
@@ -137,6 +138,7 @@ class DerivedEvents:
             )
             return
         self._look_at_cause(event, where)
+        self._look_at_taxes(event, where)
         if event.type in SAME:
             self._take_same(event, where)
         elif event.type == "suborder.updated":
@@ -164,6 +166,16 @@ class DerivedEvents:
                 f"traceparent {next(iter(traces)) or 'none'}",
                 event.trace or "none",
             )
+
+    def _look_at_taxes(self, event: Event, where: str) -> None:
+        """An order without tax tells none, or 0."""
+        if any(reading.created is None or reading.taxed for reading in self._readings):
+            return
+        items = event.data.get("items")
+        for said in (event.data, *(items if isinstance(items, list) else ())):
+            for name in TAXES:
+                if isinstance(said, dict) and name in said and not _same(name, "0", said[name]):
+                    self._findings.broken("derived", self._order_id, where, f"no {name}", said[name])
 
     def _look_at_id(self, event: Event, where: str, name: str) -> None:
         event_id = self._first.made_id(f"{event.type}:{name}")

@@ -408,14 +408,16 @@ class Judge:
                 self._findings.at_rest("refunds", order_id, DECISIONS, expected, "undecided")
 
     def _judge_decision(self, held: Held, n: int, amount: int) -> None:
-        """What a decision names costs what it says: that depends on the order alone,
-        whatever is known of it since.
+        """What a decision names costs what it says, with as much tax: that depends on the order and the
+        decisions before alone, whatever is known of it since.
         """
         where = f"{DECISIONS} n {n}"
-        costs = set()
+        costs: set[int | None] = set()
+        taxes: set[int | None] = set()
         for reading in held.readings:
             try:
                 costs.add(reading.pays_for(reading.decisions[n]))
+                taxes.add(reading.tax_of(reading.decisions[n]))
             except LookupError as error:
                 self._findings.broken(
                     "refunds", held.order_id, where, "units and lines of the order", f"{error}"
@@ -428,6 +430,17 @@ class Judge:
                 where,
                 f"amount {min(filter(None, costs), default=0)}, for what it names",
                 amount,
+            )
+        tax_amount = held.reading.decisions[n].tax_amount
+        if tax_amount not in taxes and (
+            tax_amount is not None or all(reading.taxed for reading in held.readings)
+        ):
+            self._findings.broken(
+                "refunds",
+                held.order_id,
+                where,
+                f"tax_amount {min(filter(None, taxes), default=0)}",
+                "none" if tax_amount is None else tax_amount,
             )
 
     # -- dead letters ----------------------------------------------------------------------------------------

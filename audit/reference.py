@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -35,6 +36,9 @@ Headers = Sequence[tuple[str, bytes | None]]
 MOST_MINOR_UNITS: Final = 10**15
 MOST_QUANTITY: Final = 100_000
 MOST_ITEMS: Final = 1_000
+MOST_TAXES: Final = 20
+MOST_OF_A_CODE: Final = 32
+"""Characters of a tax code."""
 MOST_CHARACTERS: Final = 1_000
 MOST_DEEP: Final = 500
 """Arrays and objects of a JSON document in each other."""
@@ -83,7 +87,9 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A refund.decided record. `amount` in minor units; `time` its event's."""
+    """A refund.decided record. `amount` and `tax_amount` in minor units, None: it says nothing of tax;
+    `time` its event's.
+    """
 
     order_id: str
     n: int
@@ -92,6 +98,7 @@ class Decision:
     cause_id: str
     units: tuple[tuple[str, int], ...]
     shipping: tuple[str, ...]
+    tax_amount: int | None = None
     time: datetime | None = field(default=None, compare=False)
 
 
@@ -116,10 +123,14 @@ class Room:
     def begins(self, created: Fact) -> bool:
         """Whether an order may begin with this order.created or checkout."""
         lines = created.content["items"]
-        texts = [created.content.get("region", ""), *(line["sku"] for line in lines)]
-        counted = 3_200 * len(lines) + 24 * sum(line["quantity"] for line in lines)
-        counted += 3 * sum(len(text.encode()) for text in texts)
-        return self.batch >= LARGEST_BATCH or counted <= self.batch // 3
+        codes = [tax["code"] for line in lines for tax in _taxes_of(line)]
+        texts = [created.content.get("region", ""), *(line["sku"] for line in lines), *codes]
+        characters = sum(len(text.encode()) for text in texts)
+        counted = 512 * len(lines) + 64 * len(codes) + 6 * characters
+        if "prices_include_tax" in created.content and counted > self.passed_on:
+            return False
+        counted = 3_200 * len(lines) + 24 * sum(line["quantity"] for line in lines) + 64 * len(codes)
+        return self.batch >= LARGEST_BATCH or counted + 3 * characters <= self.batch // 3
 
 
 ROOM: Final = Room()
@@ -202,9 +213,10 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | R
             raise Refused("type_unknown", type_[:100])
         time = _happened(envelope)
         if type_ == "refund.decided":
-            decided = _fields(envelope.data(), _DECISION_FIELDS, {})
-            if decided["amount"] >= 1 << 64:
-                raise Refused("field_malformed", "amount")
+            decided = _fields(envelope.data(), _DECISION_FIELDS, {"tax_amount": _whole(0)})
+            for name in ("amount", "tax_amount"):
+                if decided.get(name, 0) >= 1 << 64:
+                    raise Refused("field_malformed", name)
             return Decision(**decided, time=time)
         content = _fields(envelope.data(), *_DEADLINE_FIELDS)
         whose = _WHOSE[content["deadline"]]
@@ -452,6 +464,12 @@ def _text(value: Any, path: str) -> str:
     return value
 
 
+def _tax_code(value: Any, path: str) -> str:
+    if not 1 <= len(_text(value, path)) <= MOST_OF_A_CODE:
+        raise Refused("field_malformed", path)
+    return str(value)
+
+
 def _uuid(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise Refused("field_malformed", path)
@@ -588,14 +606,16 @@ def _fields(
     return fields
 
 
-def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least: int = 0) -> Reader:
+def _items(
+    required: Mapping[str, Reader], optional: Mapping[str, Reader], least: int = 0, most: int = MOST_ITEMS
+) -> Reader:
     def read(value: Any, path: str) -> tuple[dict[str, Any], ...]:
         if not isinstance(value, list):
             raise Refused("field_malformed", path)
         items = tuple(
             _fields(item, required, optional, f"{path}[{number}].") for number, item in enumerate(value)
         )
-        if not least <= len(items) <= MOST_ITEMS:
+        if not least <= len(items) <= most:
             raise Refused("field_malformed", path)
         return items
 
@@ -624,6 +644,7 @@ _DECISION_FIELDS: Final[dict[str, Reader]] = {
     "units": _decided_units,
     "shipping": _decided_lines,
 }
+_TAXES: Final = _items({"code": _tax_code, "amount": _text}, {}, most=MOST_TAXES)
 _LINES: Final = _items(
     {
         "item_id": _uuid,
@@ -633,7 +654,7 @@ _LINES: Final = _items(
         "quantity": _quantity,
         "price": _text,
     },
-    {"warehouse_id": _uuid, "shipping_amount": _text},
+    {"warehouse_id": _uuid, "shipping_amount": _text, "taxes": _TAXES, "shipping_taxes": _TAXES},
     least=1,
 )
 _PLACED: Final[dict[str, Reader]] = {
@@ -642,7 +663,11 @@ _PLACED: Final[dict[str, Reader]] = {
     "total_amount": _text,
     "items": _LINES,
 }
-_PLACED_TOO: Final[dict[str, Reader]] = {"region": _text, "discount_amount": _text}
+_PLACED_TOO: Final[dict[str, Reader]] = {
+    "region": _text,
+    "discount_amount": _text,
+    "prices_include_tax": _boolean,
+}
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
     "order.created": ({"order_id": _uuid, **_PLACED}, _PLACED_TOO),
@@ -725,25 +750,60 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("total_amount", "discount_amount")
         if name in content
     }
+    taxes = sum(tax["amount"] for line in items for tax in _taxes_of(line))
+    if "prices_include_tax" not in content and any(_taxes_of(line) for line in items):
+        raise Refused("field_malformed", "prices_include_tax")
     goods = sum(line["price"] * line["quantity"] for line in items)
     shipping = sum(line.get("shipping_amount", 0) for line in items)
     discount = amounts.get("discount_amount", 0)
     if discount > goods:
         raise Refused("discount_too_large", "discount_amount")
-    if amounts["total_amount"] != goods + shipping - discount:
+    included = content.get("prices_include_tax", False)
+    if amounts["total_amount"] != goods + shipping - discount + (0 if included else taxes):
         raise Refused("total_mismatch", "total_amount")
+    if included:
+        _refuse_large_taxes(items, discount)
     return {**content, **amounts, "items": items}
 
 
 def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]:
-    return {
-        **item,
-        **{
-            name: _money(item[name], currency, path + name)
-            for name in ("price", "shipping_amount")
-            if name in item
-        },
-    }
+    priced = dict(item)
+    for name in ("price", "shipping_amount"):
+        if name in item:
+            priced[name] = _money(item[name], currency, path + name)
+    for name in ("taxes", "shipping_taxes"):
+        if name in item:
+            priced[name] = tuple(
+                {**tax, "amount": _money(tax["amount"], currency, f"{path}{name}[{number}].amount")}
+                for number, tax in enumerate(item[name])
+            )
+            if len({tax["code"] for tax in item[name]}) < len(item[name]):
+                raise Refused("field_malformed", path + name)
+    return priced
+
+
+def _taxes_of(line: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """All taxes of a line, its shipping's too."""
+    return (*line.get("taxes", ()), *line.get("shipping_taxes", ()))
+
+
+def _refuse_large_taxes(items: Sequence[Mapping[str, Any]], discount: int) -> None:
+    """Taxes that are in the prices are a part of what is paid."""
+    discounts = discount_shares(items, discount)
+    for number, line in enumerate(items):
+        goods = line["price"] * line["quantity"] - discounts[line["item_id"]]
+        for name, most in (("taxes", goods), ("shipping_taxes", line.get("shipping_amount", 0))):
+            if sum(tax["amount"] for tax in line.get(name, ())) > most:
+                raise Refused("tax_too_large", f"items[{number}].{name}")
+
+
+def discount_shares(items: Iterable[Mapping[str, Any]], discount: int) -> dict[str, int]:
+    """item_id -> its line's share of an order's discount, by price * quantity, ties by item_id."""
+    lines = sorted(items, key=lambda item: item["item_id"])
+    parts = [0] * len(lines)
+    if discount:
+        parts = shares(discount, [line["price"] * line["quantity"] for line in lines])
+    return {line["item_id"]: part for line, part in zip(lines, parts, strict=True)}
 
 
 def _refuse_repeated(items: Sequence[Mapping[str, Any]]) -> None:
@@ -802,12 +862,12 @@ def size(fact: Fact) -> int:
 
 
 def _size_of_decision(decision: Decision) -> int:
-    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping."""
+    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping, 8 for its tax."""
     units = decision.units
     runs = sum(
         1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1)
     )
-    return 80 + 24 * (runs + len(decision.shipping))
+    return 80 + 24 * (runs + len(decision.shipping)) + (0 if decision.tax_amount is None else 8)
 
 
 # -- one order -----------------------------------------------------------------------------------------------
@@ -919,12 +979,16 @@ class Order:
 
 
 class Unit(NamedTuple):
-    """One piece of a line. `net` = price less its share of the discount, minor units."""
+    """One piece of a line, minor units. `net` = price less its share of the discount, `tax` = its share of
+    the line's taxes, `cost` = what it is paid back with: net, and tax where prices don't include it.
+    """
 
     number: int
     rank: int
     live: bool
     net: int
+    tax: int
+    cost: int
 
 
 class Line(NamedTuple):
@@ -933,7 +997,8 @@ class Line(NamedTuple):
     Its units are numbered from the highest rank down and differ only by where they stand in that row, so a
     few counts tell them all: `at_least[rank]` units at a rank or above (returns included), the first
     `live_count` ones live, the first `dearer_discounts` ones with a discount of `discount` + 1, the others
-    of `discount` minor units.
+    of `discount` minor units. Of the taxes each unit has `tax`, and for each of `dearer_taxes` (one a code)
+    so many of the first ones one minor unit more.
     """
 
     item: Mapping[str, Any]
@@ -951,6 +1016,12 @@ class Line(NamedTuple):
     """Units that processed returns name, perhaps more than there are; in_parcels likewise."""
     discount: int
     dearer_discounts: int
+    tax: int
+    dearer_taxes: tuple[int, ...]
+    shipping_tax: int
+    """Minor units, of the whole line."""
+    on_top: bool
+    """Prices don't include tax."""
 
     def discount_of(self, count: int) -> int:
         """Discount of the first `count` units, minor units."""
@@ -960,12 +1031,25 @@ class Line(NamedTuple):
         """Price less discount of the first `count` units, minor units."""
         return count * self.price - self.discount_of(count)
 
+    def tax_of(self, count: int) -> int:
+        """Tax of the first `count` units, minor units."""
+        return count * self.tax + sum(min(count, dearer) for dearer in self.dearer_taxes)
+
+    def cost(self, count: int) -> int:
+        """What the first `count` units are paid back with, minor units."""
+        return self.net(count) + (self.tax_of(count) if self.on_top else 0)
+
+    @property
+    def shipping_cost(self) -> int:
+        """What the line's shipping is paid back with, minor units."""
+        return self.shipping + (self.shipping_tax if self.on_top else 0)
+
     def unit(self, number: int) -> Unit:
         """The unit at a place of the row, 0 first."""
         rank = max(rank for rank in range(4) if number < self.at_least[rank])
-        return Unit(
-            FIRST_UNIT + number, rank, number < self.live_count, self.net(number + 1) - self.net(number)
-        )
+        net, tax = self.net(number + 1) - self.net(number), self.tax_of(number + 1) - self.tax_of(number)
+        live = number < self.live_count
+        return Unit(FIRST_UNIT + number, rank, live, net, tax, net + (tax if self.on_top else 0))
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -974,15 +1058,13 @@ class Line(NamedTuple):
 
 
 class Amounts(NamedTuple):
-    """Minor units."""
+    """Minor units. `tax`: of goods and shipping; `total` includes it, whether or not prices do."""
 
     items: int
     shipping: int
     discount: int
-
-    @property
-    def total(self) -> int:
-        return self.items + self.shipping - self.discount
+    tax: int
+    total: int
 
 
 class Suborder(NamedTuple):
@@ -1011,6 +1093,28 @@ class Owed(NamedTuple):
     units: tuple[tuple[str, int], ...]
     shipping: tuple[str, ...]
     covered: bool
+
+
+class _Unpaid(NamedTuple):
+    """What no decision paid for by name, and what those of cause closed paid so far. Minor units.
+
+    `cost` and `tax`: of the units and shipping that none of them names. `closed`: amounts of the closed
+    refunds, `closed_tax`: the tax that they told.
+    """
+
+    cost: int
+    tax: int
+    closed: int
+    closed_tax: int
+
+    def tax_of(self, amount: int) -> int:
+        """Tax in a closed refund of so much: of the tax that is left the part that closed refunds, with this
+        one, are of the cost that is left, less what was told.
+        """
+        closed = self.closed + amount
+        part = self.tax if closed >= self.cost else self.tax * closed // self.cost
+        # Less was left than had been told: units went, came back and were paid for by name meanwhile.
+        return max(0, part - self.closed_tax)
 
 
 class Anomaly(NamedTuple):
@@ -1138,12 +1242,7 @@ class Reading:
 
     def _lines(self) -> list[Line]:
         ids = sorted(self.items)
-        discount = self.known.get("discount_amount", 0)
-        discounts = [0] * len(ids)
-        if discount:
-            discounts = shares(
-                discount, [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids]
-            )
+        discounts = discount_shares(self.items.values(), self.known.get("discount_amount", 0))
         # Units of each line at a rank or above by what parcels say, and those that are gone:
         # not limited to the line yet.
         parcels = {item_id: [0, 0, 0, 0] for item_id in ids}
@@ -1166,13 +1265,14 @@ class Reading:
                 quantity = self.items[stage.content["item_id"]]["quantity"]
                 processed[stage.content["item_id"]] += stage.content.get("quantity", quantity)
         return [
-            self._line(self.items[item_id], share, parcels[item_id], gone[item_id], processed[item_id])
-            for item_id, share in zip(ids, discounts, strict=True)
+            self._line(
+                self.items[item_id], discounts[item_id], parcels[item_id], gone[item_id], processed[item_id]
+            )
+            for item_id in ids
         ]
 
-    @staticmethod
     def _line(
-        item: Mapping[str, Any], line_discount: int, parcels: Sequence[int], gone: int, processed: int
+        self, item: Mapping[str, Any], line_discount: int, parcels: Sequence[int], gone: int, processed: int
     ) -> Line:
         quantity = item["quantity"]
         in_transit, delivered, returned = (
@@ -1187,6 +1287,7 @@ class Reading:
         # Units of one price have one weight: the largest remainder gives each the same, and
         # one more to the first ones.
         discount, dearer = divmod(line_discount, quantity)
+        taxes = [divmod(tax["amount"], quantity) for tax in item.get("taxes", ())]
         return Line(
             item,
             item["item_id"],
@@ -1201,6 +1302,10 @@ class Reading:
             processed,
             discount,
             dearer,
+            tax=sum(each for each, _ in taxes),
+            dearer_taxes=tuple(rest for _, rest in taxes if rest),
+            shipping_tax=sum(tax["amount"] for tax in item.get("shipping_taxes", ())),
+            on_top=not self.known.get("prices_include_tax", True),
         )
 
     # .. status
@@ -1217,7 +1322,12 @@ class Reading:
         """
         if not any(line.live_count for line in self.lines):
             return int(self.known["total_amount"])
-        return sum(line.net(line.live_count) + line.shipping for line in self.lines if line.live_count)
+        return sum(line.cost(line.live_count) + line.shipping_cost for line in self.lines if line.live_count)
+
+    @functools.cached_property
+    def taxed(self) -> bool:
+        """Whether order.created has a tax, of an amount of 0 perhaps."""
+        return any(_taxes_of(item) for item in self.items.values())
 
     def status(self) -> str:
         """Raises LookupError while order.created is unknown."""
@@ -1249,16 +1359,8 @@ class Reading:
                     seller_id=seller,
                     status=self._status(lines, confirmed) if living else "closed",
                     lines=lines,
-                    ordered=Amounts(
-                        sum(line.price * line.quantity for line in lines),
-                        sum(line.shipping for line in lines),
-                        sum(line.discount_of(line.quantity) for line in lines),
-                    ),
-                    live=Amounts(
-                        sum(line.price * line.live_count for line in living),
-                        sum(line.shipping for line in living),
-                        sum(line.discount_of(line.live_count) for line in living),
-                    ),
+                    ordered=_amounts_of([(line, line.quantity) for line in lines]),
+                    live=_amounts_of([(line, line.live_count) for line in living]),
                     units=(
                         sum(line.live_count for line in living),
                         sum(min(line.live_count, line.at_least[IN_TRANSIT]) for line in living),
@@ -1294,6 +1396,7 @@ class Reading:
         amounts = (
             money_text(known["total_amount"], currency),
             money_text(known.get("discount_amount", 0), currency),
+            money_text(sum(line.tax_of(line.quantity) + line.shipping_tax for line in self.lines), currency),
         )
         rows["orders_order"].append((*whose, self.status(), currency, *amounts, *_span(times), self.version))
         for line in self.lines:
@@ -1305,7 +1408,10 @@ class Reading:
                 item["sku"],
                 item["quantity"],
             )
-            prices = (money_text(item["price"], currency), money_text(line.shipping, currency))
+            prices = [
+                money_text(amount, currency)
+                for amount in (item["price"], line.shipping, line.tax_of(line.quantity), line.shipping_tax)
+            ]
             rows["orders_order_item"].append(
                 (line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1)
             )
@@ -1381,13 +1487,14 @@ class Reading:
         @functools.cache  # for a line of many units and many returns
         def unpaid_of(item_id: str, worth_something: bool) -> list[tuple[str, Unit]]:
             line = lines[item_id]
-            return [pair for pair in unpaid(line, range(line.quantity)) if pair[1].net or not worth_something]
+            units = unpaid(line, range(line.quantity))
+            return [pair for pair in units if pair[1].cost or not worth_something]
 
         def due(
             cause: str, cause_id: str, units: Iterable[tuple[str, Unit]], shipping: Sequence[Line]
         ) -> Owed:
             units = list(units)
-            amount = sum(unit.net for _, unit in units) + sum(line.shipping for line in shipping)
+            amount = sum(unit.cost for _, unit in units) + sum(line.shipping_cost for line in shipping)
             numbers = tuple((item_id, unit.number) for item_id, unit in units)
             return Owed(
                 amount,
@@ -1404,7 +1511,7 @@ class Reading:
                 line = lines[stage.content["item_id"]]
                 count = stage.content.get("quantity", line.quantity)
                 lowest = unpaid_of(line.item_id, False)[:count]
-                if not any(unit.net for _, unit in lowest):
+                if not any(unit.cost for _, unit in lowest):
                     lowest = unpaid_of(line.item_id, True)[:count]
                 result.append(due("return", return_id, lowest, []))
         for seller in self.sellers:
@@ -1525,12 +1632,13 @@ class Reading:
         known, currency = self.known, self.currency
         for suborder in self.suborders:
             items = [item for item in known["items"] if item["seller_id"] == suborder.seller_id]
+            lines = {line.item_id: line for line in suborder.lines}
             events["suborder.created", suborder.suborder_id] = {
                 "suborder_id": suborder.suborder_id,
                 "order_id": self.order_id,
                 "seller_id": suborder.seller_id,
                 "status": "pending",
-                "items": [{"item_id": item["item_id"], "quantity": item["quantity"]} for item in items],
+                "items": [self._ordered(lines[item["item_id"]]) for item in items],
                 **self._amounts(suborder.ordered),
                 "version": 1,
             }
@@ -1568,15 +1676,37 @@ class Reading:
             }
         for decision in self.decisions:
             refund_id = self.made_id(f"refund:{decision.n}")
-            events["refund.request", refund_id] = {
-                "refund_id": refund_id,
-                "order_id": self.order_id,
-                "amount": money_text(decision.amount, currency),
-                "currency": currency,
-                "cause": decision.cause,
-                "cause_id": decision.cause_id,
-            }
+            events["refund.request", refund_id] = {"refund_id": refund_id, **self._asked(decision)}
         return events
+
+    def _asked(self, decision: Decision) -> dict[str, Any]:
+        """What refund.request tells of a decision beside its id."""
+        return {
+            "order_id": self.order_id,
+            "amount": money_text(decision.amount, self.currency),
+            "currency": self.currency,
+            "cause": decision.cause,
+            "cause_id": decision.cause_id,
+            **self._tax(decision.tax_amount or 0),
+        }
+
+    def _tax(self, amount: int, name: str = "tax_amount") -> dict[str, str]:
+        """The field that tells a tax; of an order that has none nothing has to."""
+        return {name: money_text(amount, self.currency)} if self.taxed else {}
+
+    def _ordered(self, line: Line) -> dict[str, Any]:
+        """What an item of suborder.created tells."""
+        whole = line.quantity
+        return {"item_id": line.item_id, "quantity": whole, **self._taxes(line, whole)}
+
+    def _taxes(self, line: Line, count: int) -> dict[str, str]:
+        """What an item of a suborder tells of the taxes of a line's first units and, if there are any, of
+        its shipping.
+        """
+        return {
+            **self._tax(line.tax_of(count)),
+            **self._tax(line.shipping_tax if count else 0, "shipping_tax_amount"),
+        }
 
     def _amounts(self, amounts: Amounts) -> dict[str, str]:
         currency = self.currency
@@ -1585,10 +1715,14 @@ class Reading:
             "shipping_amount": money_text(amounts.shipping, currency),
             "discount_amount": money_text(amounts.discount, currency),
             "total_amount": money_text(amounts.total, currency),
+            **self._tax(amounts.tax),
         }
 
     def last_suborder(self, suborder: Suborder) -> dict[str, Any]:
-        """Data that the last event about a suborder tells, but for its version and items."""
+        """Data that the last event about a suborder tells, but for its version and, of its items, all but
+        the taxes.
+        """
+        items = [{"item_id": line.item_id, **self._taxes(line, line.live_count)} for line in suborder.lines]
         return {
             "suborder_id": suborder.suborder_id,
             "order_id": self.order_id,
@@ -1596,6 +1730,7 @@ class Reading:
             "status": suborder.status,
             **({"closed_because": self.why_closed(suborder)} if suborder.status == "closed" else {}),
             **self._amounts(suborder.live),
+            **({"items": items} if self.taxed else {}),
         }
 
     def why_closed(self, suborder: Suborder) -> str:
@@ -1707,16 +1842,49 @@ class Reading:
 
         Raises LookupError for an item that the order doesn't have or a unit that its line doesn't have.
         """
+        return None if decision.cause == "closed" else self._named_by(decision)[0]
+
+    def tax_of(self, decision: Decision) -> int:
+        """Minor units of tax in a decision, one of the order's or the next: that of the units and shipping
+        that it names. Of cause closed, see _Unpaid.
+
+        Raises LookupError as pays_for does.
+        """
         if decision.cause == "closed":
-            return None
+            return self._unpaid[decision.n].tax_of(decision.amount)
+        return self._named_by(decision)[1]
+
+    def _named_by(self, decision: Decision) -> tuple[int, int]:
+        """Cost and tax of the units and shipping that a decision names."""
         lines = {line.item_id: line for line in self.lines}
-        amount = sum(lines[item_id].shipping for item_id in decision.shipping)
+        cost = sum(lines[item_id].shipping_cost for item_id in decision.shipping)
+        tax = sum(lines[item_id].shipping_tax for item_id in decision.shipping)
         for item_id, number in decision.units:
-            place = number - FIRST_UNIT
-            if not 0 <= place < lines[item_id].quantity:
+            line, place = lines[item_id], number - FIRST_UNIT
+            if not 0 <= place < line.quantity:
                 raise LookupError(f"unit {number} of {item_id}")
-            amount += lines[item_id].net(place + 1) - lines[item_id].net(place)
-        return amount
+            cost += line.cost(place + 1) - line.cost(place)
+            tax += line.tax_of(place + 1) - line.tax_of(place)
+        return cost, tax
+
+    @functools.cached_property
+    def _unpaid(self) -> list[_Unpaid]:
+        """What is left before each decision, and after all of them. One that names what the order doesn't
+        have pays for nothing.
+        """
+        cost = sum(line.cost(line.quantity) + line.shipping_cost for line in self.lines)
+        tax = sum(line.tax_of(line.quantity) + line.shipping_tax for line in self.lines)
+        left = [_Unpaid(cost, tax, 0, 0)]
+        for decision in self.decisions:
+            cost, tax, closed, closed_tax = left[-1]
+            if decision.cause == "closed":
+                closed, closed_tax = closed + decision.amount, closed_tax + (decision.tax_amount or 0)
+            else:
+                with contextlib.suppress(LookupError):
+                    named_cost, named_tax = self._named_by(decision)
+                    cost, tax = cost - named_cost, tax - named_tax
+            left.append(_Unpaid(cost, tax, closed, closed_tax))
+        return left
 
     @staticmethod
     def _item_data(item: Mapping[str, Any], quantity: int) -> dict[str, Any]:
@@ -1729,6 +1897,18 @@ class Reading:
         if "warehouse_id" in item:
             fields["warehouse_id"] = item["warehouse_id"]
         return fields
+
+
+def _amounts_of(counts: Iterable[tuple[Line, int]]) -> Amounts:
+    """Of the first units of some lines, so many of each, with the whole shipping of these lines."""
+    counts = list(counts)
+    return Amounts(
+        items=sum(line.price * count for line, count in counts),
+        shipping=sum(line.shipping for line, _ in counts),
+        discount=sum(line.discount_of(count) for line, count in counts),
+        tax=sum(line.tax_of(count) + line.shipping_tax for line, count in counts),
+        total=sum(line.cost(count) + line.shipping_cost for line, count in counts),
+    )
 
 
 def _weight(scan: Fact) -> tuple[int, datetime]:

@@ -64,6 +64,13 @@ fact's record (whichever came first), and what later versions added.
 """
 _CREATED: Final = 7
 _ITEM: Final = 8
+_LATER: Final[dict[str, tuple[tuple[int, Any], ...]]] = {
+    "decisions": ((8, None),),
+    "suborders": ((9, 0),),
+    "created": ((7, None),),
+    "items": ((8, None), (9, None)),
+}
+"""Elements of these arrays that came later: where each is, and what an array without it says."""
 _CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
@@ -112,10 +119,10 @@ def read_state(raw: bytes) -> State:
     if state["format"] not in range(1, NEWEST_FORMAT + 1):
         raise ValueError(f"format {state['format']!r}: this version knows 1 to {NEWEST_FORMAT}")
     for name, size in _SIZES.items():
-        state[name] = _cut(state[name], size)
+        state[name] = _cut(state[name], size, _LATER.get(name, ()))
     if isinstance(state["created"], tuple):
-        *before, items = state["created"][:_CREATED]
-        state["created"] = (*before, _cut(items, _ITEM))
+        ((*before, items, included),) = _cut((state["created"],), _CREATED, _LATER["created"])
+        state["created"] = (*before, _cut(items, _ITEM, _LATER["items"]), included)
     for name in _FACTS:
         if not isinstance(state[name], tuple):
             raise ValueError(f"{name} is no list")
@@ -143,7 +150,13 @@ def state_of(reading: Reading) -> State:
     if reading.created is not None:
         state["status"] = _STATUS.index(reading.status())
         state["suborders"] = tuple(
-            (_STATUS.index(each.status), *each.live, *each.units, _CLOSED.index(reading.why_closed(each)))
+            (
+                _STATUS.index(each.status),
+                *(each.live.items, each.live.shipping, each.live.discount),
+                *each.units,
+                _CLOSED.index(reading.why_closed(each)),
+                each.live.tax,
+            )
             for each in reading.suborders
         )
     return state
@@ -206,11 +219,14 @@ def _created(fact: Fact) -> Values:
             item["quantity"],
             item["price"],
             item.get("shipping_amount"),
+            _taxes(item.get("taxes")),
+            _taxes(item.get("shipping_taxes")),
         )
         for item in content["items"]
     )
     user, amounts = uuid_bytes(content["user_id"]), (content["total_amount"], content.get("discount_amount"))
-    return (_us(fact.time), user, content.get("region"), content["currency"], *amounts, items)
+    whose = (user, content.get("region"), content["currency"])
+    return (_us(fact.time), *whose, *amounts, items, content.get("prices_include_tax"))
 
 
 def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
@@ -290,6 +306,7 @@ def _decision(decision: Decision) -> Values:
         *cause,
         units,
         tuple(map(uuid_bytes, decision.shipping)),
+        decision.tax_amount,
     )
 
 
@@ -305,10 +322,19 @@ def _quantities(items: Iterable[Mapping[str, Any]] | None) -> Values | None:
     return None if items is None else tuple((uuid_bytes(item["item_id"]), item["quantity"]) for item in items)
 
 
-def _cut(arrays: Any, size: int) -> Any:
-    """The first elements of each array in a list; what is no such list stays what it is."""
+def _taxes(taxes: Iterable[Mapping[str, Any]] | None) -> Values | None:
+    return None if taxes is None else tuple((tax["code"], tax["amount"]) for tax in taxes)
+
+
+def _cut(arrays: Any, size: int, later: Iterable[tuple[int, Any]] = ()) -> Any:
+    """The first elements of each array in a list, and those that came later; what is no such list stays what
+    it is.
+    """
     if isinstance(arrays, tuple) and all(isinstance(each, tuple) for each in arrays):
-        return tuple(each[:size] for each in arrays)
+        return tuple(
+            each[:size] + tuple(each[at] if at < len(each) else absent for at, absent in later)
+            for each in arrays
+        )
     return arrays
 
 

@@ -30,11 +30,12 @@ from errors import OrdersError
 
 COLUMNS: Final = {
     "orders_order": (
-        "id user_id region status currency total_amount discount_amount created_at updated_at version"
+        "id user_id region status currency total_amount discount_amount tax_amount created_at updated_at"
+        " version"
     ),
     "orders_order_item": (
         "id order_id user_id region product_id seller_id warehouse_id sku quantity price shipping_amount"
-        " created_at updated_at version"
+        " tax_amount shipping_tax_amount created_at updated_at version"
     ),
     "orders_shipment": (
         "id order_id user_id region seller_id warehouse_id carrier tracking_number status estimated_delivery"
@@ -47,7 +48,14 @@ COLUMNS: Final = {
 }
 TABLES: Final = tuple(COLUMNS)
 _TIMES: Final = ("created_at", "updated_at", "processed_at", "estimated_delivery")
-_MONEY: Final = ("total_amount", "discount_amount", "price", "shipping_amount")
+_MONEY: Final = (
+    "total_amount",
+    "discount_amount",
+    "price",
+    "shipping_amount",
+    "tax_amount",
+    "shipping_tax_amount",
+)
 _NUMBERS: Final = ("quantity", "version")
 
 Row = tuple[Any, ...]

@@ -39,6 +39,7 @@ UNITS: Final = {
     "returned": "returned",
     "price": "price",
 }
+TAXES: Final = {"tax": "tax", "shipping_tax": "shipping tax"}
 SHIPMENTS: Final = {
     "shipment_id": "parcel",
     "status": "status",
@@ -123,22 +124,28 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
     if explanation["known"]:
         currency = explanation["currency"]
         money = explanation["money"]
+        taxed = explanation["prices_include_tax"] is not None
+        tax_column = {"tax_amount": "tax"} if taxed else {}
         parts += [
             Text(),
             Text.assemble(
                 ("Money  ", "bold"),
-                f"total {money['total']} {currency}, of live units {money['live_total']}, captured"
+                f"total {money['total']} {currency}"
+                f"{_tax(explanation)}, of live units {money['live_total']}, captured"
                 f" {money['captured']}, ",
                 f"refunds decided {money['refunds_decided']}",
             ),
         ]
         parts += _table(
-            "Units (of each line: how many reached at least that)", explanation["lines"], UNITS, wide
+            "Units (of each line: how many reached at least that)",
+            explanation["lines"],
+            UNITS | (TAXES if taxed else {}),
+            wide,
         )
         parts += _table(
             "Suborders",
             explanation["suborders"],
-            {"seller_id": "seller", "status": "status", "total_amount": currency},
+            {"seller_id": "seller", "status": "status", "total_amount": currency} | tax_column,
             wide,
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
@@ -146,7 +153,7 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         parts += _table(
             "Refunds",
             explanation["refunds"],
-            {"refund_id": "refund", "amount": currency, "cause": "cause"},
+            {"refund_id": "refund", "amount": currency} | tax_column | {"cause": "cause"},
             wide,
         )
         if explanation["anomalies"]:
@@ -168,6 +175,13 @@ def _reason(rule: dict[str, Any]) -> str:
         f"{whose}{rule['says']}{f' ({numbers})' if numbers else ''}"
         + (f" [{'fact' if len(facts) == 1 else 'facts'} {shown}]" if facts else "")
     )
+
+
+def _tax(explanation: dict[str, Any]) -> str:
+    included = explanation["prices_include_tax"]
+    if included is None:
+        return ""
+    return f" with {explanation['money']['tax']} of tax {'in' if included else 'on top of'} the prices"
 
 
 def _table(

@@ -31,6 +31,7 @@ MODULES: Final = (
     "domain/refunds.py",
     "domain/rows.py",
     "domain/status.py",
+    "domain/tax.py",
     "domain/totals.py",
     "streams/dead_letters.py",
     "streams/folder.py",

@@ -15,6 +15,7 @@ FIELD_MISSING: Final = "field_missing"
 FIELD_MALFORMED: Final = "field_malformed"
 TOTAL_MISMATCH: Final = "total_mismatch"
 DISCOUNT_TOO_LARGE: Final = "discount_too_large"
+TAX_TOO_LARGE: Final = "tax_too_large"
 CURRENCY_UNKNOWN: Final = "currency_unknown"
 TOMBSTONE: Final = "tombstone"
 ITEM_REPEATED: Final = "item_repeated"
@@ -39,6 +40,7 @@ REASONS: Final = {
     FIELD_MALFORMED: "a field has the wrong form or is out of bounds (the detail has its path)",
     TOTAL_MISMATCH: "total_amount is not the sum of its parts",
     DISCOUNT_TOO_LARGE: "discount_amount is above the sum of price * quantity",
+    TAX_TOO_LARGE: "prices include tax, and a line has more of it than it costs",
     CURRENCY_UNKNOWN: "not an ISO 4217 currency",
     TOMBSTONE: "a record without a value",
     ITEM_REPEATED: "an item_id stands twice in one list of items",

@@ -15,6 +15,8 @@ MOST_CHARACTERS: Final = 1_000
 """Of a text."""
 MOST_ITEMS: Final = 1_000
 """Of an order, a parcel or a reply."""
+MOST_TAXES: Final = 20
+"""Of a line, and of its shipping."""
 
 Text = Annotated[str, Meta(max_length=MOST_CHARACTERS)]
 Money = Annotated[
@@ -32,9 +34,20 @@ Time = Annotated[
 ]
 Day = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, or YYYY-MM-DD")]
 Currency = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="ISO 4217")]
+TaxCode = Annotated[str, Meta(min_length=1, max_length=32)]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
 UnitNumber = Annotated[int, Meta(ge=0, lt=100_000)]
 BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
+
+
+class TaxData(Struct, gc=False):
+    """One tax on a whole line, or on its shipping. A code stands once in a list."""
+
+    code: TaxCode
+    amount: Money
+
+
+Taxes = Annotated[list[TaxData], Meta(max_length=MOST_TAXES)]
 
 
 class ItemData(Struct, gc=False):
@@ -46,6 +59,8 @@ class ItemData(Struct, gc=False):
     price: Money
     warehouse_id: UUID | UnsetType = UNSET
     shipping_amount: Money | UnsetType = UNSET
+    taxes: Taxes | UnsetType = UNSET
+    shipping_taxes: Taxes | UnsetType = UNSET
 
 
 class ItemQuantity(Struct, gc=False):
@@ -59,7 +74,8 @@ ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=MOST_ITEMS)]
 
 class OrderCreated(Struct, gc=False):
     """A customer placed an order.
-    total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly.
+    total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly; with all taxes on top
+    unless prices_include_tax, which is required where there is a tax.
     """
 
     order_id: UUID
@@ -69,6 +85,7 @@ class OrderCreated(Struct, gc=False):
     items: Items
     region: Text | UnsetType = UNSET
     discount_amount: Money | UnsetType = UNSET
+    prices_include_tax: bool | UnsetType = UNSET
 
 
 class CheckoutCompleted(Struct, gc=False):
@@ -83,6 +100,7 @@ class CheckoutCompleted(Struct, gc=False):
     items: Items
     region: Text | UnsetType = UNSET
     discount_amount: Money | UnsetType = UNSET
+    prices_include_tax: bool | UnsetType = UNSET
 
     @property
     def order_id(self) -> UUID:
@@ -181,7 +199,7 @@ class RefundFailed(RefundCompleted, gc=False):
 
 class RefundDecided(Struct, gc=False):
     """Internal (orders.decisions): the n-th refund of an order, fixed for ever.
-    amount in minor units; units are [item_id, unit number].
+    amount in minor units, and the tax in it, if the order has any; units are [item_id, unit number].
     """
 
     order_id: UUID
@@ -191,6 +209,7 @@ class RefundDecided(Struct, gc=False):
     cause_id: UUID
     units: list[tuple[UUID, UnitNumber]]
     shipping: list[UUID]
+    tax_amount: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
 
 
 class DeadlinePassed(Struct, gc=False):

@@ -30,6 +30,8 @@ class SuborderItem(Struct, gc=False):
     price: str
     shipping_amount: str
     warehouse_id: str | UnsetType = UNSET
+    tax_amount: str | UnsetType = UNSET
+    shipping_tax_amount: str | UnsetType = UNSET
 
 
 class SuborderUnits(Struct, gc=False):
@@ -60,6 +62,7 @@ class SuborderCreated(Struct, gc=False):
     units: SuborderUnits
     version: int
     closed_because: ClosedBecauseText | UnsetType = UNSET
+    tax_amount: str | UnsetType = UNSET
 
 
 class SuborderUpdated(SuborderCreated, gc=False):
@@ -152,6 +155,7 @@ class RefundRequest(Struct, gc=False):
     currency: str
     cause: RefundCauseText
     cause_id: str
+    tax_amount: str | UnsetType = UNSET
 
 
 class StatusCause(Struct, gc=False):

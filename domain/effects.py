@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from contracts import ids, money, times
-from contracts.incoming import DeadlinePassed, ItemData, OrderCreated, RefundDecided
+from contracts.incoming import DeadlinePassed, ItemData, OrderCreated, RefundDecided, TaxData
 from contracts.outgoing import (
     DATA,
     SOURCE,
@@ -44,9 +44,11 @@ from domain.order import (
     RefundDecision,
     ReturnStage,
     SimpleFact,
+    Taxes,
 )
 from domain.shapes import Derived, Due, Effect, Event, LateRefusal
-from domain.status import Suborder, fresh_lines
+from domain.status import Line, Suborder, fresh_lines
+from domain.tax import is_taxed
 
 
 class Writer:
@@ -86,6 +88,9 @@ class Writer:
             for item in created.items
             if item.item_id in live
         ]
+        taxed = is_taxed(created)
+        if taxed:
+            _tell_taxes(items, suborder.lines, digits)
         return kind(
             self.id(f"suborder:{seller}"),
             self.order_text,
@@ -102,6 +107,7 @@ class Writer:
             ),
             version,
             UNSET if suborder.because is ClosedBecause.NOT_CLOSED else suborder.because.text,
+            money.text(suborder.tax, digits) if taxed else UNSET,
         )
 
     def suborder_created(self, created: Created, suborder: Suborder) -> None:
@@ -195,6 +201,7 @@ class Writer:
             currency,
             decision.cause.text,
             ids.text(decision.cause_id),
+            UNSET if decision.tax is None else money.text(decision.tax, self.digits),
         )
         self._publish("refund.request", data.refund_id, data)
 
@@ -208,6 +215,7 @@ class Writer:
             ids.uuid(decision.cause_id),
             [(item_id, number) for item_id, first, count in spans for number in range(first, first + count)],
             [ids.uuid(item_id) for item_id in decision.shipping],
+            UNSET if decision.tax is None else decision.tax,
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
@@ -226,6 +234,18 @@ class Writer:
 
     def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, record))
+
+
+def _tell_taxes(items: list[SuborderItem], lines: list[Line], digits: int) -> None:
+    """The taxes of the lines of a suborder, over their live units and the shipping of those that have any."""
+    amounts = {
+        ids.text(line.item_id): (line.tax_of(0, line.live), line.postage_tax if line.live else 0)
+        for line in lines
+    }
+    for item in items:
+        goods, shipping = amounts[item.item_id]
+        item.tax_amount = money.text(goods, digits)
+        item.shipping_tax_amount = money.text(shipping, digits)
 
 
 def _stock_commit(
@@ -270,6 +290,8 @@ def order_placed(event: Event) -> Derived:
             money.text(item.price, digits),
             UNSET if item.warehouse_id is None else ids.uuid(item.warehouse_id),
             UNSET if item.shipping is None else money.text(item.shipping, digits),
+            _taxes_sent(item.taxes, digits),
+            _taxes_sent(item.shipping_taxes, digits),
         )
         for item in created.items
     ]
@@ -281,8 +303,13 @@ def order_placed(event: Event) -> Derived:
         items,
         UNSET if created.region is None else created.region,
         UNSET if created.discount is None else money.text(created.discount, digits),
+        UNSET if created.prices_include_tax is None else created.prices_include_tax,
     )
     return Derived(CREATED, CREATED, f"{CREATED}:{ids.text(event.order_id)}", data)
+
+
+def _taxes_sent(taxes: Taxes | None, digits: int) -> list[TaxData] | UnsetType:
+    return UNSET if taxes is None else [TaxData(code, money.text(amount, digits)) for code, amount in taxes]
 
 
 def fresh_suborders(created: Created) -> list[Suborder]:

@@ -34,6 +34,7 @@ from contracts.incoming import (
     ShipmentUpdated,
     StockRejected,
     StockReserved,
+    TaxData,
 )
 from contracts.strict_json import (
     SHALLOW,
@@ -61,8 +62,11 @@ from domain.order import (
     Scan,
     SimpleFact,
     StockReply,
+    Taxes,
 )
 from domain.shapes import Event
+from domain.status import fresh_lines
+from domain.tax import sum_of
 
 _RETURN_STATUS: Final = {each.text: each for each in ReturnStatus}
 _RANK: Final = {each.text: each for each in Rank}
@@ -96,11 +100,20 @@ def _quantities(items: list[ItemQuantity] | UnsetType) -> Quantities | None:
     return pairs
 
 
+def _taxes(taxes: list[TaxData], digits: int, path: str) -> Taxes:
+    parse = money.parse_field
+    pairs = [(tax.code, parse(tax.amount, digits, f"{path}[{i}].amount")) for i, tax in enumerate(taxes)]
+    if len(pairs) > 1 and len({code for code, _ in pairs}) < len(pairs):
+        raise Refused(errors.FIELD_MALFORMED, f"{path}: a code stands twice")
+    return pairs
+
+
 def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     digits = _digits(data.currency)
     parse = money.parse_field
     items: list[Item] = []
-    goods = shipping = 0
+    goods = shipping = tax = 0
+    taxed = False
     for i, line in enumerate(data.items):
         price = parse(line.price, digits, f"$.items[{i}].price")
         postage = None
@@ -108,18 +121,25 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
             postage = parse(line.shipping_amount, digits, f"$.items[{i}].shipping_amount")
             shipping += postage
         goods += price * line.quantity
-        items.append(
-            Item(
-                line.item_id.bytes,
-                line.product_id.bytes,
-                line.seller_id.bytes,
-                None if line.warehouse_id is UNSET else line.warehouse_id.bytes,
-                line.sku,
-                line.quantity,
-                price,
-                postage,
-            )
+        item = Item(
+            line.item_id.bytes,
+            line.product_id.bytes,
+            line.seller_id.bytes,
+            None if line.warehouse_id is UNSET else line.warehouse_id.bytes,
+            line.sku,
+            line.quantity,
+            price,
+            postage,
         )
+        items.append(item)
+        if line.taxes is not UNSET:
+            item.taxes = _taxes(line.taxes, digits, f"$.items[{i}].taxes")
+            tax += sum_of(item.taxes)
+            taxed = taxed or bool(item.taxes)
+        if line.shipping_taxes is not UNSET:
+            item.shipping_taxes = _taxes(line.shipping_taxes, digits, f"$.items[{i}].shipping_taxes")
+            tax += sum_of(item.shipping_taxes)
+            taxed = taxed or bool(item.shipping_taxes)
     if len(items) > 1 and len({item.item_id for item in items}) < len(items):
         raise Refused(errors.ITEM_REPEATED, "$.items: an item_id stands twice")
     total = parse(data.total_amount, digits, "$.total_amount")
@@ -128,13 +148,33 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     )
     if discount is not None and discount > goods:
         raise Refused(errors.DISCOUNT_TOO_LARGE, "$.discount_amount: above the sum of price * quantity")
-    if total != goods + shipping - (discount or 0):
+    inclusive = None if data.prices_include_tax is UNSET else data.prices_include_tax
+    if taxed and inclusive is None:
+        raise Refused(errors.FIELD_MALFORMED, "$.prices_include_tax: missing, though a line has a tax")
+    if total != goods + shipping - (discount or 0) + (0 if inclusive else tax):
         raise Refused(
             errors.TOTAL_MISMATCH,
-            "$.total_amount: not sum(price * quantity + shipping_amount) - discount_amount",
+            "$.total_amount: not sum(price * quantity + shipping_amount) - discount_amount"
+            + (" + all taxes" if taxed and not inclusive else ""),
         )
     region = None if data.region is UNSET else data.region
-    return Created(time, data.user_id.bytes, region, data.currency, total, discount, items)
+    created = Created(time, data.user_id.bytes, region, data.currency, total, discount, items, inclusive)
+    if taxed and inclusive:
+        _refuse_more_tax_than_price(created)
+    return created
+
+
+def _refuse_more_tax_than_price(created: Created) -> None:
+    """Raise Refused if a line has more tax than it costs, where its price includes it."""
+    lines = {line.item_id: line for line in fresh_lines(created)}
+    for i, item in enumerate(created.items):
+        if sum_of(item.taxes) > lines[item.item_id].cost_of(0, item.quantity):
+            raise Refused(
+                errors.TAX_TOO_LARGE,
+                f"$.items[{i}].taxes: above price * quantity less the line's share of the discount",
+            )
+        if sum_of(item.shipping_taxes) > (item.shipping or 0):
+            raise Refused(errors.TAX_TOO_LARGE, f"$.items[{i}].shipping_taxes: above shipping_amount")
 
 
 def _paid(data: OrderPaid, time: int) -> Fact:
@@ -207,6 +247,8 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
 def _decided(data: RefundDecided, time: int) -> Fact:
     if data.amount > MOST_REFUND:
         raise Refused(errors.FIELD_MALFORMED, f"$.amount: above {MOST_REFUND}")
+    if data.tax_amount is not UNSET and data.tax_amount > MOST_REFUND:
+        raise Refused(errors.FIELD_MALFORMED, f"$.tax_amount: above {MOST_REFUND}")
     units: list[tuple[bytes, int, int]] = []
     for item, number in data.units:
         if units and units[-1][0] == item.bytes and units[-1][1] + units[-1][2] == number:
@@ -221,6 +263,7 @@ def _decided(data: RefundDecided, time: int) -> Fact:
         data.cause_id.bytes,
         units,
         [item.bytes for item in data.shipping],
+        tax=None if data.tax_amount is UNSET else data.tax_amount,
     )
 
 

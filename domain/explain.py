@@ -14,6 +14,7 @@ from domain.enums import StockAnswer
 from domain.facts import Facts, Sellers
 from domain.order import Order, Quantities, RefundDecision
 from domain.status import Line, Suborder, view_of
+from domain.tax import whole_tax
 from domain.totals import winning_scans, winning_stages
 from domain.why import why
 
@@ -55,6 +56,7 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
     explanation |= {
         "status": now.status.text,
         "currency": created.currency,
+        "prices_include_tax": created.prices_include_tax,
         "lines": [_line(line, amount) for line in lines],
         "suborders": [_suborder(order_id, order, part, amount) for part in parts],
         "shipments": _shipments(order, sellers),
@@ -68,6 +70,7 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
         "region": created.region or "",
         "money": {
             "total": amount(now.total),
+            "tax": amount(whole_tax(created)),
             "live_total": amount(live_total),
             "captured": amount(now.captured),
             "refunds_decided": amount(now.decided),
@@ -84,6 +87,8 @@ def _line(line: Line, amount: Amount) -> Json:
         "price": amount(line.price),
         "discount": amount(line.discount),
         "shipping": amount(line.shipping),
+        "tax": amount(line.tax_of(0, line.quantity)),
+        "shipping_tax": amount(line.postage_tax),
         "quantity": line.quantity,
         "gone": line.gone,
         "live": line.live,
@@ -125,6 +130,7 @@ def _refund(order_id: bytes, decision: RefundDecision, amount: Amount) -> Json:
     return {
         "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
         "amount": amount(decision.amount),
+        "tax_amount": None if decision.tax is None else amount(decision.tax),
         "cause": decision.cause.text,
         "cause_id": ids.text(decision.cause_id),
         "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
@@ -154,6 +160,7 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Amount)
             "returned": suborder.returned,
         },
         "total_amount": amount(suborder.total),
+        "tax_amount": amount(suborder.tax),
     }
     if suborder.live < suborder.ordered:
         types = {

@@ -34,6 +34,8 @@ FACT_BYTES: Final = 80
 """What a fact counts beside its texts and lists: about what its ids and times take."""
 ITEM_BYTES: Final = 24
 """What one entry of a fact's `items` counts."""
+TAX_BYTES: Final = 8
+"""What the tax of a refund decision counts."""
 
 TYPE_BYTES: Final[dict[str, int]] = {
     name: spec.most_bytes for name, spec in EVENTS.items() if spec.most_bytes is not None
@@ -49,8 +51,14 @@ CREATED_ITEM_BYTES: Final = 3_200
 """What a line of an order.created counts: our own facts about it, deadlines and refunds, have to fit too."""
 CREATED_UNIT_BYTES: Final = 24
 """What each of its units counts: a decision about a return names each by itself."""
+CREATED_TAX_BYTES: Final = 64
+"""What each of its taxes counts beside its code."""
 CREATED_TEXT: Final = 3
 """How often its texts count: derived events repeat them, with up to six bytes for one."""
+TAXED_ITEM_BYTES: Final = 512
+"""What a line of an order.created with taxes takes in JSON at most, without its texts and taxes."""
+TAXED_TEXT: Final = 6
+"""What a byte of its texts may take there."""
 
 _TEXTS: Final[dict[type, tuple[str, ...]]] = {
     fact: tuple(
@@ -126,10 +134,11 @@ def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[
 
 def size_of(fact: SimpleFact | RefundDecision) -> int:
     """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items (of a
-    decision's units, shipping).
+    decision's units, shipping), TAX_BYTES for its tax.
     """
     if type(fact) is RefundDecision:
-        return FACT_BYTES + ITEM_BYTES * (len(fact.units) + len(fact.shipping))
+        size = FACT_BYTES + ITEM_BYTES * (len(fact.units) + len(fact.shipping))
+        return size if fact.tax is None else size + TAX_BYTES
     size = FACT_BYTES
     for name in _TEXTS[type(fact)]:
         text = getattr(fact, name)
@@ -140,17 +149,35 @@ def size_of(fact: SimpleFact | RefundDecision) -> int:
 
 
 def created_size(created: Created) -> int:
-    """What an order.created counts: CREATED_ITEM_BYTES for each line, CREATED_UNIT_BYTES for each unit, its
-    free texts in UTF-8 CREATED_TEXT times.
+    """What an order.created counts: CREATED_ITEM_BYTES for each line, CREATED_UNIT_BYTES for each unit,
+    CREATED_TAX_BYTES for each tax, its free texts and the taxes' codes in UTF-8 CREATED_TEXT times.
     """
     size = CREATED_TEXT * len((created.region or "").encode())
     for item in created.items:
         size += (
             CREATED_ITEM_BYTES + CREATED_UNIT_BYTES * item.quantity + CREATED_TEXT * len(item.sku.encode())
         )
+        for taxes in (item.taxes, item.shipping_taxes):
+            for code, _ in taxes or ():
+                size += CREATED_TAX_BYTES + CREATED_TEXT * len(code.encode())
+    return size
+
+
+def taxed_size(created: Created) -> int:
+    """What an order.created with taxes counts as the order.created that its checkout becomes: without taxes
+    any one fits, but each line may have 40 of them.
+    """
+    size = TAXED_TEXT * len((created.region or "").encode())
+    for item in created.items:
+        size += TAXED_ITEM_BYTES + TAXED_TEXT * len(item.sku.encode())
+        for taxes in (item.taxes, item.shipping_taxes):
+            for code, _ in taxes or ():
+                size += CREATED_TAX_BYTES + TAXED_TEXT * len(code.encode())
     return size
 
 
 def is_too_large(created: Created, limits: Limits) -> bool:
     """Whether an order.created is larger than an order may begin. Pure."""
-    return limits.created is not None and created_size(created) > limits.created
+    if limits.created is not None and created_size(created) > limits.created:
+        return True
+    return created.prices_include_tax is not None and taxed_size(created) > limits.record

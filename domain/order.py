@@ -41,6 +41,8 @@ Units = Annotated[int, Meta(ge=1, le=100_000)]
 
 Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
+Taxes = list[tuple[str, Amount]]
+"""[(code, amount)], as sent: of a whole line, or of its shipping."""
 
 
 FORMAT: Final = 2
@@ -58,7 +60,7 @@ class Stored(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
 
 
 class Item(Stored):
-    """One line of an order. `shipping` is for the whole line; None: not sent."""
+    """One line of an order. `shipping` and the taxes are for the whole line; None: not sent."""
 
     item_id: Id
     product_id: Id
@@ -68,6 +70,8 @@ class Item(Stored):
     quantity: Units
     price: Amount
     shipping: Amount | None
+    taxes: Taxes | None = None
+    shipping_taxes: Taxes | None = None
 
 
 class Created(Stored):
@@ -80,6 +84,8 @@ class Created(Stored):
     total: Amount
     discount: Amount | None
     items: list[Item]
+    prices_include_tax: bool | None = None
+    """None: not sent, so no line has a tax."""
 
 
 class Payment(Stored):
@@ -203,6 +209,8 @@ class RefundDecision(Stored):
     shipping: list[Id]
     appended: Moment = 0
     """The broker's time of its record, ms: from here on its confirmation is waited for."""
+    tax: int | None = None
+    """The tax in `amount`. None: the order has none."""
 
 
 class Deadline(Stored):
@@ -278,11 +286,13 @@ class PublishedSuborder(Stored):
     delivered: int
     returned: int
     because: ClosedBecause = ClosedBecause.NOT_CLOSED
+    tax: int = 0
+    """Of the live units and their lines' shipping."""
 
-    @property
-    def total(self) -> int:
-        """Minor units."""
-        return self.items_amount + self.shipping - self.discount
+    def total(self, created: Created) -> int:
+        """Minor units. `created`: that of its order, which says whether prices include the tax."""
+        net = self.items_amount + self.shipping - self.discount
+        return net if created.prices_include_tax else net + self.tax
 
 
 class Order(Stored):

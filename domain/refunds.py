@@ -12,6 +12,7 @@ from typing import NamedTuple
 from domain.enums import RefundCause, ReturnStatus
 from domain.order import Order, RefundDecision
 from domain.status import Line, OrderView, Suborder
+from domain.tax import is_taxed
 from domain.totals import RefundedUnits, RunningTotals
 
 MOST_UNITS = 10_000
@@ -47,8 +48,12 @@ def next_refund(
     if free <= 0:
         return None
     n = len(order.decisions)
+    taxed = order.created is not None and is_taxed(order.created)
     if not now.live:
-        return RefundDecision(time, n, free, RefundCause.CLOSED, order_id, [], [])
+        tax = None
+        if taxed:
+            tax = _tax_of_closed(now, free, RunningTotals(order) if totals is None else totals)
+        return RefundDecision(time, n, free, RefundCause.CLOSED, order_id, [], [], tax=tax)
     for refund in _refunds_owed(order, now, totals):
         if refund.amount <= free:
             units = refund.units if refund.cause is RefundCause.RETURN else _piece(refund.units)
@@ -56,8 +61,40 @@ def next_refund(
                 refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
             )
             spans = [(line.item_id, start, end - start) for line, start, end in units]
-            return RefundDecision(time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping)
+            tax = _tax_of(now, units, refund.shipping) if taxed else None
+            return RefundDecision(
+                time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping, tax=tax
+            )
     return None
+
+
+def _tax_of(now: OrderView, units: Units, shipping: list[bytes]) -> int:
+    """The tax of units, and of the shipping of lines."""
+    named = set(shipping)
+    return sum(line.tax_of(start, end) for line, start, end in units) + sum(
+        line.postage_tax for line in now.lines if line.item_id in named
+    )
+
+
+def _tax_of_closed(now: OrderView, amount: int, totals: RunningTotals) -> int:
+    """The tax in `amount`, the next refund of an order without a live unit.
+
+    What no decision names has a cost and a tax. As much of this tax as the refunds of this cause, with this
+    one, are of this cost is told, all of it at most; what those before told is taken off.
+    """
+    refunded = totals.refunded_units()
+    cost = tax = 0
+    for line in now.lines:
+        for start, end in refunded.not_refunded(line.item_id, 0, line.quantity):
+            cost += line.cost_of(start, end)
+            tax += line.tax_of(start, end)
+        if line.item_id not in refunded.shipping:
+            cost += line.postage
+            tax += line.postage_tax
+    paid = refunded.closed + amount
+    reached = tax if paid >= cost else tax * paid // cost
+    # Between two of this cause, while a unit was live after all, a refund may have named what the first told.
+    return max(0, reached - refunded.closed_tax)
 
 
 def uncovered(order: Order, now: OrderView) -> list[Owed]:
@@ -105,7 +142,7 @@ def _begun(order: Order) -> bytes | None:
 
 def _of_returns(refunded: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
     """For each processed return not refunded yet: the lowest units; where these are worth nothing, the lowest
-    that are worth something.
+    that are worth something. (Those before the ones that are worth nothing are refunded then.)
     """
     by_id = {line.item_id: line for line in now.lines}
     owed = [
@@ -120,7 +157,7 @@ def _of_returns(refunded: RefundedUnits, now: OrderView, totals: RunningTotals) 
         units = _lowest(refunded, line, 0, most)
         amount = _net(units)
         if not amount:
-            units = _lowest(refunded, line, line.worthless, most)
+            units = _lowest(refunded, line, line.worthless[1], most)
             amount = _net(units)
         if amount:
             yield Owed(amount, RefundCause.RETURN, return_id, units, [])
@@ -139,9 +176,9 @@ def _of_gone(refunded: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
                 (line, start, end)
                 for start, end in refunded.not_refunded(line.item_id, line.live, line.quantity)
             ]
-            if not line.live and line.shipping and line.item_id not in refunded.shipping:
+            if not line.live and line.postage and line.item_id not in refunded.shipping:
                 shipping.append(line.item_id)
-                postage += line.shipping
+                postage += line.postage
     amount = _net(units) + postage
     if units and amount:
         yield Owed(amount, RefundCause.STOCK, suborder.seller_id, units, shipping)
@@ -153,10 +190,13 @@ def _piece(units: Units) -> Units:
     """
     if sum(end - start for _, start, end in units) <= MOST_UNITS:
         return units
-    worth = [(line, max(start, line.worthless), end) for line, start, end in units]
-    return _first(
-        MOST_UNITS, [*worth, *((line, start, min(end, line.worthless)) for line, start, end in units)]
-    )
+    worth: Units = []
+    nothing: Units = []
+    for line, start, end in units:
+        first, after = line.worthless
+        worth += [(line, start, min(end, first)), (line, max(start, after), end)]
+        nothing.append((line, max(start, first), min(end, after)))
+    return _first(MOST_UNITS, worth + nothing)
 
 
 def _lowest(refunded: RefundedUnits, line: Line, first: int, most: int) -> Units:
@@ -183,8 +223,5 @@ def _first(most: int, units: Units) -> Units:
 
 
 def _net(units: Units) -> int:
-    """Price of the units less their share of the discount."""
-    return sum(
-        line.price * (end - start) - line.discount_of_first(end) + line.discount_of_first(start)
-        for line, start, end in units
-    )
+    """What the units cost (Line.cost_of)."""
+    return sum(line.cost_of(start, end) for line, start, end in units)

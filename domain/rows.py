@@ -33,6 +33,7 @@ from domain.shapes import (
     Summary,
     Tracking,
 )
+from domain.tax import sum_of, whole_tax
 from domain.totals import winning_scans, winning_stages
 
 _IN_TRANSIT: Final = Rank.IN_TRANSIT
@@ -79,6 +80,7 @@ def _order_row(order_id: str, order: Order, first: int, last: int) -> OrderRow:
         currency=created.currency,
         total_amount=money.text(created.total, digits),
         discount_amount=money.text(created.discount or 0, digits),
+        tax_amount=money.text(whole_tax(created), digits),
         created_at=times.text(first),
         updated_at=times.text(last),
         version=order.version,
@@ -104,6 +106,8 @@ def item_rows(order_id: str, order: Order) -> list[ItemRow]:
             quantity=item.quantity,
             price=money.text(item.price, digits),
             shipping_amount=money.text(item.shipping or 0, digits),
+            tax_amount=money.text(sum_of(item.taxes), digits),
+            shipping_tax_amount=money.text(sum_of(item.shipping_taxes), digits),
             created_at=time,
             updated_at=time,
             version=1,
@@ -224,7 +228,7 @@ def _summary(
     suborders = []
     for seller_id, part in zip(sellers, order.suborders, strict=True):
         seller = ids.text(seller_id)
-        total = money.text(part.total, digits)
+        total = money.text(part.total(created), digits)
         suborders.append(
             SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total)
         )

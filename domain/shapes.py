@@ -111,6 +111,7 @@ class OrderRow(Struct, gc=False):
     currency: str
     total_amount: str
     discount_amount: str
+    tax_amount: str
     created_at: str
     updated_at: str
     version: int
@@ -130,6 +131,8 @@ class ItemRow(Struct, gc=False):
     quantity: int
     price: str
     shipping_amount: str
+    tax_amount: str
+    shipping_tax_amount: str
     created_at: str
     updated_at: str
     version: int

@@ -12,6 +12,7 @@ from typing import Final
 from contracts import money
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, StockAnswer, SuborderStatus
 from domain.order import Created, Order, PublishedSuborder
+from domain.tax import LineTax
 from domain.totals import RunningTotals
 
 _item_id: Final = attrgetter("item_id")
@@ -40,6 +41,7 @@ class Line:
         "returned",
         "seller_id",
         "shipping",
+        "tax",
     )
 
     def __init__(
@@ -52,6 +54,7 @@ class Line:
         self.shipping = shipping
         self.discount = discount
         """The whole line's share of the order's discount."""
+        self.tax: LineTax | None = None
         self.gone = 0
         self.claimed = 0
         """Units in transit or further by what the parcels say, which may be more than there are."""
@@ -64,17 +67,37 @@ class Line:
     def discount_of_first(self, units: int) -> int:
         return money.share_of_first(self.discount, self.quantity, units) if self.discount else 0
 
-    def net_of(self, number: int) -> int:
-        """Price of unit `number` less its share of the discount."""
-        return self.price - self.discount_of_first(number + 1) + self.discount_of_first(number)
+    def cost_of(self, first: int, end: int) -> int:
+        """What units `first` to `end` - 1 cost: their price less their share of the discount, with their tax
+        where it is on top.
+        """
+        cost = self.price * (end - first) - self.discount_of_first(end) + self.discount_of_first(first)
+        return cost + self.tax_of(first, end) if self.tax is not None and self.tax.on_top else cost
+
+    def tax_of(self, first: int, end: int) -> int:
+        """The tax of units `first` to `end` - 1."""
+        return 0 if self.tax is None else self.tax.of_first(end) - self.tax.of_first(first)
 
     @property
-    def worthless(self) -> int:
-        """How many of its units are worth nothing: the first ones, since none has a smaller share of the
-        discount than a later one.
+    def postage(self) -> int:
+        """What its shipping costs, with its tax where it is on top."""
+        tax = self.tax
+        return self.shipping + tax.shipping if tax is not None and tax.on_top else self.shipping
+
+    @property
+    def postage_tax(self) -> int:
+        """The tax of its shipping."""
+        return 0 if self.tax is None else self.tax.shipping
+
+    @property
+    def worthless(self) -> tuple[int, int]:
+        """Its units that are worth nothing: from this number on, and before that one. No unit has a smaller
+        share of the discount than a later one, nor of a tax on top.
         """
         share, more = divmod(self.discount, self.quantity)
-        return self.quantity if share == self.price else more if share + 1 == self.price else 0
+        free = self.quantity if share == self.price else more if share + 1 == self.price else 0
+        tax = self.tax
+        return min(tax.taxed(), free) if tax is not None and tax.on_top else 0, free
 
 
 class Suborder:
@@ -93,6 +116,8 @@ class Suborder:
         "seller_id",
         "shipping",
         "status",
+        "tax",
+        "tax_on_top",
     )
 
     def __init__(self, seller_id: bytes) -> None:
@@ -101,12 +126,14 @@ class Suborder:
         self.ordered = self.live = self.in_transit = self.delivered = self.returned = 0
         """Units: all, live, and live ones at this rank or above."""
         self.items_amount = self.shipping = self.discount = 0
+        self.tax = self.tax_on_top = 0
+        """All of it, the shipping's too; and what of it the prices don't include."""
         self.status = _SUBORDER_STATUS[_PENDING]
         self.because: ClosedBecause = _NOT_CLOSED
 
     @property
     def total(self) -> int:
-        return self.items_amount + self.shipping - self.discount
+        return self.items_amount + self.shipping - self.discount + self.tax_on_top
 
     def add(self, line: Line) -> None:
         live = line.live
@@ -122,6 +149,11 @@ class Suborder:
             self.shipping += line.shipping
             if line.discount:
                 self.discount += line.discount_of_first(live)
+            if line.tax is not None:
+                tax = line.tax.of_first(live) + line.tax.shipping
+                self.tax += tax
+                if line.tax.on_top:
+                    self.tax_on_top += tax
 
     def state(self) -> PublishedSuborder:
         """What a suborder.updated tells: published again when it changes."""
@@ -135,6 +167,7 @@ class Suborder:
             self.delivered,
             self.returned,
             self.because,
+            self.tax,
         )
 
 
@@ -164,7 +197,7 @@ class OrderView:
             in_transit += suborder.in_transit
             delivered += suborder.delivered
             returned += suborder.returned
-            amount += suborder.items_amount + suborder.shipping - suborder.discount
+            amount += suborder.total
         self.live = live
         paid = _CONFIRMED if self.captured >= (amount if live else self.total) else _PENDING
         for suborder in self.suborders:
@@ -190,17 +223,24 @@ def _status_of(live: int, in_transit: int, delivered: int, returned: int, paid: 
 
 
 def fresh_lines(created: Created) -> list[Line]:
-    """Lines by item id, with their shares of the discount, before anything happened to them."""
+    """Lines by item id, with their shares of the discount and their taxes, before anything happened to
+    them.
+    """
     items = created.items
     if len(items) > 1:
         items = sorted(items, key=_item_id)
     if created.discount:
         shares = money.allocate(created.discount, [item.price * item.quantity for item in items])
-        return [
+        lines = [
             Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, share)
             for i, share in zip(items, shares, strict=True)
         ]
-    return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
+    else:
+        lines = [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
+    if created.prices_include_tax is not None:
+        for line, item in zip(lines, items, strict=True):
+            line.tax = LineTax(item, not created.prices_include_tax)
+    return lines
 
 
 def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:

@@ -86,9 +86,11 @@ class ParcelUnits:
 class RefundedUnits:
     """What the refund decisions so far refund."""
 
-    __slots__ = ("returns", "shipping", "units")
+    __slots__ = ("closed", "closed_tax", "returns", "shipping", "units")
 
     def __init__(self) -> None:
+        self.closed = self.closed_tax = 0
+        """What those of cause closed come to, and the tax that they tell, minor units."""
         self.units: dict[bytes, list[Span]] = {}
         """Item -> its refunded units: spans in ascending order that don't touch each other."""
         self.shipping: set[bytes] = set()
@@ -98,6 +100,9 @@ class RefundedUnits:
         """Take in the next decision."""
         if decision.cause is RefundCause.RETURN:
             self.returns.add(decision.cause_id)
+        elif decision.cause is RefundCause.CLOSED:
+            self.closed += decision.amount
+            self.closed_tax += decision.tax or 0
         self.shipping.update(decision.shipping)
         for item_id, first, count in decision.units:
             spans = self.units.setdefault(item_id, [])

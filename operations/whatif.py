@@ -86,6 +86,7 @@ NOTICE_FIELDS: Final = (
     "items_amount",
     "shipping_amount",
     "discount_amount",
+    "tax_amount",
     "total_amount",
     "units",
 )

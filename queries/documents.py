@@ -100,6 +100,8 @@ class Item:
     quantity: int
     price: Amount
     shipping_amount: Amount
+    tax_amount: Annotated[Amount, Field(description="The tax of all its units, without the shipping's.")]
+    shipping_tax_amount: Amount
 
 
 @dataclass(slots=True)
@@ -143,6 +145,9 @@ class OrderDetails(Head):
 
     region: str
     discount_amount: Amount
+    tax_amount: Annotated[
+        Amount, Field(description="All of it, the shipping's too. total_amount includes it, either way.")
+    ]
     items: list[Item]
     shipments: list[ParcelDetails]
     returns: list[Return]

@@ -115,6 +115,8 @@ def _details(by_user: bool) -> sa.Select[Any]:
         quantity=_item.c.quantity,
         price=sa.cast(_item.c.price, sa.Text),
         shipping_amount=sa.cast(_item.c.shipping_amount, sa.Text),
+        tax_amount=sa.cast(_item.c.tax_amount, sa.Text),
+        shipping_tax_amount=sa.cast(_item.c.shipping_tax_amount, sa.Text),
     )
     shipments = parts(
         _shipment,
@@ -143,6 +145,7 @@ def _details(by_user: bool) -> sa.Select[Any]:
         *_head(),
         _order.c.region,
         sa.cast(_order.c.discount_amount, sa.Text),
+        sa.cast(_order.c.tax_amount, sa.Text),
         items,
         shipments,
         returns,
@@ -499,6 +502,8 @@ class _Item(msgspec.Struct):
     quantity: int
     price: str
     shipping_amount: str
+    tax_amount: str
+    shipping_tax_amount: str
 
 
 class _Parcel(msgspec.Struct):
@@ -556,7 +561,7 @@ def as_head(row: Sequence[Any]) -> Head:
 
 def as_details(row: Sequence[Any]) -> OrderDetails:
     """Convert a row of `details`."""
-    head, (region, discount, items, shipments, returns) = as_head(row[:8]), row[8:]
+    head, (region, discount, tax, items, shipments, returns) = as_head(row[:8]), row[8:]
     currency = head.currency
     details = OrderDetails(
         head.order_id,
@@ -569,6 +574,7 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
         head.version,
         region,
         _amount(discount, currency),
+        _amount(tax, currency),
         [
             Item(
                 each.item_id,
@@ -579,6 +585,8 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
                 each.quantity,
                 _amount(each.price, currency),
                 _amount(each.shipping_amount, currency),
+                _amount(each.tax_amount, currency),
+                _amount(each.shipping_tax_amount, currency),
             )
             for each in _items.decode(items or "[]")
         ],

@@ -46,9 +46,10 @@ def _status(name: str) -> pg.ENUM:
     return pg.ENUM(*ENUMS[name], name=name, create_type=False)
 
 
-def _money(name: str) -> sa.Column[object]:
+def _money(name: str, default: str | None = None) -> sa.Column[object]:
     # 10^15 minor units at most: 16 digits of a currency without decimals, and up to 4 decimals.
-    return sa.Column(name, sa.Numeric(20, 4), nullable=False)
+    known = None if default is None else sa.text(default)
+    return sa.Column(name, sa.Numeric(20, 4), nullable=False, server_default=known)
 
 
 def _stamps() -> list[sa.Column[object]]:
@@ -104,6 +105,7 @@ def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         sa.Column("currency", sa.Text, nullable=False),
         _money("total_amount"),
         _money("discount_amount"),
+        _money("tax_amount", default="0"),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", partition_by, name="orders_order_pkey"),
         sa.CheckConstraint("total_amount >= 0 AND discount_amount >= 0", name="orders_order_amounts"),
@@ -124,6 +126,8 @@ def _order_item(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         sa.Column("quantity", sa.Integer, nullable=False),
         _money("price"),
         _money("shipping_amount"),
+        _money("tax_amount", default="0"),
+        _money("shipping_tax_amount", default="0"),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_order_item_pkey"),
         _belongs_to(partition_by, "orders_order", "orders_order_item_order", ("order_id", "id")),

@@ -33,8 +33,19 @@ WINDOW: Final = 2000
 _SECOND: Final = 1_000_000
 _HOUR: Final = 3600 * _SECOND
 _DAY: Final = 24 * _HOUR
-_CURRENCIES: Final = (("EUR", 50), ("USD", 20), ("BRL", 15), ("JPY", 10), ("BHD", 5))
+_CURRENCIES: Final = (("EUR", 50), ("USD", 20), ("BRL", 15), ("JPY", 10), ("BHD", 3), ("KWD", 2))
 _REGIONS: Final = ("", "BY", "BE", "SP", "RJ", "MG", "NRW", "HH")
+_TAXES: Final[dict[str, tuple[bool, tuple[tuple[str, int], ...], bool]]] = {
+    "EUR": (True, (("VAT", 2000),), True),
+    "USD": (False, (("US-NY", 400), ("US-NY-NYC", 450), ("US-NY-MCTD", 38)), False),
+    "BRL": (True, (("ICMS", 1800), ("IPI", 500)), False),
+    "JPY": (True, (("JCT", 1000),), True),
+    "BHD": (False, (("VAT", 1000),), True),
+    "KWD": (False, (("MUNICIPAL", 125), ("SERVICE", 250)), True),
+}
+"""As a country of the currency has them: whether prices include them, codes with their rates (1/10,000), and
+whether shipping is taxed.
+"""
 _CARRIERS: Final = ("Alba Post", "Borealis", "Corvo", "Danube Freight")
 _ID_FIELDS: Final = frozenset(
     (
@@ -73,14 +84,16 @@ class _Line:
     free: int
 
 
-def events(orders: int, seed: int = 0, shares: Shares | None = None) -> Iterator[SourceEvent]:
+def events(
+    orders: int, seed: int = 0, shares: Shares | None = None, taxed: float = 0.4
+) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all.
+    Memory holds the orders that are still open, not all. `taxed`: the share of orders with taxes, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    disturbed = _disturb(_encoded(orders, seed), Random(f"{seed}:disturb"), shares)
+    disturbed = _disturb(_encoded(orders, seed, taxed), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
@@ -108,16 +121,16 @@ def _disturb(
         yield heapq.heappop(held)[2]
 
 
-def _encoded(orders: int, seed: int) -> Iterator[tuple[SourceEvent, _Draft, str]]:
+def _encoded(orders: int, seed: int, taxed: float) -> Iterator[tuple[SourceEvent, _Draft, str]]:
     rng = Random(f"{seed}:wire")
-    for draft, order_id in _drafts(orders, seed):
+    for draft, order_id in _drafts(orders, seed, taxed):
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(orders: int, seed: int) -> Iterator[tuple[_Draft, str]]:
+def _drafts(orders: int, seed: int, taxed: float) -> Iterator[tuple[_Draft, str]]:
     """Everything that happens, in the order of its times."""
     rng = Random(f"{seed}:orders")
-    world = _World(rng, orders)
+    world = _World(rng, orders, taxed)
     held: list[tuple[int, int, _Draft, str]] = []
     serial = 0
     start = EPOCH_US
@@ -168,7 +181,8 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int) -> None:
+    def __init__(self, rng: Random, orders: int, taxed: float) -> None:
+        self.taxed = taxed
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
         self.warehouses = [_uuid(rng) for _ in range(8)]
@@ -241,7 +255,8 @@ class _Life:
                 shipping += postage or 0
                 self.lines.append(_Line(item, seller, quantity, quantity))
         discount = rng.randrange(goods // 4 + 1) if rng.random() < 0.3 else 0
-        total = goods + shipping - discount
+        included, tax = self._tax(discount)
+        total = goods + shipping - discount + (0 if included else tax)
         self._tell(
             start,
             "order.created",
@@ -250,9 +265,37 @@ class _Life:
             currency=self.currency,
             total_amount=self._money(total),
             discount_amount=self._money(discount) if discount else None,
+            prices_include_tax=included,
             items=[line.data for line in self.lines],
         )
         return total
+
+    def _tax(self, discount: int) -> tuple[bool | None, int]:
+        """Put taxes on the lines of some orders. Return whether prices include them (None: there are none),
+        and all of them together.
+        """
+        if Random(f"{self.order_id}:tax").random() >= self.world.taxed:
+            return None, 0
+        included, rates, on_shipping = _TAXES[self.currency]
+        by_id = sorted((line.data for line in self.lines), key=lambda item: str(item["item_id"]))
+        prices = [self._minor(item["price"]) * item["quantity"] for item in by_id]
+        whole = 0
+        for item, price, share in zip(by_id, prices, money.allocate(discount, prices), strict=True):
+            bases = {"taxes": price - share}
+            if on_shipping and "shipping_amount" in item:
+                bases["shipping_taxes"] = self._minor(item["shipping_amount"])
+            for name, base in bases.items():
+                over = 10_000 + sum(rate for _, rate in rates) if included else 10_000
+                amounts = [base * rate // over for _, rate in rates]
+                whole += sum(amounts)
+                item[name] = [
+                    {"code": code, "amount": self._money(amount)}
+                    for (code, _), amount in zip(rates, amounts, strict=True)
+                ]
+        return included, whole
+
+    def _minor(self, text: str) -> int:
+        return money.parse_field(text, self.digits, "")
 
     def _answer_stock(self, start: int) -> None:
         rng = self.rng

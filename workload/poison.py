@@ -181,6 +181,15 @@ def _without(*names: str) -> Callable[[Draft], None]:
     return spoil
 
 
+def _taxes(included: bool | None, **amounts: str) -> Callable[[Draft], None]:
+    def spoil(draft: Draft) -> None:
+        draft.data["items"][0]["taxes"] = [{"code": code, "amount": text} for code, text in amounts.items()]
+        if included is not None:
+            draft.data["prices_include_tax"] = included
+
+    return spoil
+
+
 def _item(**changes: Any) -> Callable[[Draft], None]:
     def spoil(draft: Draft) -> None:
         draft.data["items"][0].update(changes)
@@ -347,6 +356,10 @@ _ALL: Final = (
         errors.DISCOUNT_TOO_LARGE,
         _field(discount_amount="25.01", total_amount="2.99"),
     ),
+    Poison("tax_too_large", "order.created", errors.TAX_TOO_LARGE, _taxes(True, VAT="25.01")),
+    Poison("tax_not_in_the_total", "order.created", errors.TOTAL_MISMATCH, _taxes(False, VAT="2.50")),
+    Poison("tax_negative", "order.created", errors.FIELD_MALFORMED, _taxes(False, VAT="-2.50")),
+    Poison("tax_of_which_prices", "order.created", errors.FIELD_MALFORMED, _taxes(None, VAT="2.50")),
     Poison("item_repeated", "order.created", errors.ITEM_REPEATED, _repeat_item),
     Poison("quantity_repeated", "shipment.updated", errors.ITEM_REPEATED, _repeat_quantities),
     # refused for the sake of the order

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from functools import partial
 from random import Random
 from typing import Any, NamedTuple
@@ -275,7 +275,10 @@ class Customers:
             goods = sum(Decimal(line["price"]) * line["quantity"] for line in lines)
             discount = (goods * luck.choice((0, 0, 0, 10)) / 100).quantize(Decimal("0.01"))
             total = goods + sum(Decimal(line["shipping_amount"]) for line in lines) - discount
-            data = {
+            included = self._tax(lines, n)
+            if included is False:
+                total += sum(Decimal(tax["amount"]) for line in lines for tax in line["taxes"])
+            data: Data = {
                 "checkout_id": checkout_id,
                 "user_id": _id(f"user:{luck.randrange(count)}"),
                 "region": luck.choice(("BE", "BY", "HH")),
@@ -284,6 +287,8 @@ class Customers:
                 "discount_amount": str(discount),
                 "items": lines,
             }
+            if included is not None:
+                data["prices_include_tax"] = included
             later: list[Later] = []
             if luck.random() < self._behaviour.cancellations:
                 cancel = Message(
@@ -313,6 +318,18 @@ class Customers:
                 "order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8}
             )
             yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
+
+    @staticmethod
+    def _tax(lines: list[Data], n: int) -> bool | None:
+        """Put a tax on every other checkout's lines; whether it is in their prices, None without one."""
+        if n % 2:
+            return None
+        included = n % 4 == 2
+        for line in lines:
+            share = Decimal(19) / (119 if included else 100)
+            tax = (Decimal(line["price"]) * line["quantity"] * share).quantize(Decimal("0.01"), ROUND_DOWN)
+            line["taxes"] = [{"code": "VAT", "amount": str(tax)}]
+        return included
 
     @staticmethod
     def _line(checkout_id: str, n: int, luck: Random) -> Data:

@@ -63,7 +63,9 @@ class Order:
         order, user = ident(self.name), ident(f"user of {self.name}")
         created, updated = at(self.created), at(self.updated)
         into.orders.append(
-            OrderRow(order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version)
+            OrderRow(
+                order, user, "SP", self.status, "BRL", self.total, "0", "0", created, updated, self.version
+            )
         )
         product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
         into.items.append(
@@ -79,6 +81,8 @@ class Order:
                 2,
                 "5.00",
                 "2.50",
+                "0",
+                "0",
                 created,
                 created,
                 1,

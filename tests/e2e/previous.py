@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-COMMIT: Final = "0aab585029b87a5e05f2f80eff1113b095497fa6"
-"""The last one before the format of states had a number. When a release is made, its commit comes here."""
+COMMIT: Final = "686c3f3442e777d6129cacba41c3a4efe5c3e529"
+"""The last one before orders had tax. When a release is made, its commit comes here."""
 _LEFT_OUT: Final = (":(exclude)tests", ":(exclude)docs", ":(exclude)benchmarks/results")
 
 

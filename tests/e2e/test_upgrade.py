@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from contracts.cloudevents import SourceEvent
-from domain.order import Order
+from domain.order import Created, Order, RefundDecision
 from settings import Settings
 from streams.lag import LagReader
 from tests.e2e import previous
@@ -26,9 +26,16 @@ from tests.workers import Worker, audit, processed, worker
 from workload import generator
 from workload.producer import send
 
-NOW = len(Order.__struct_fields__)
-BEFORE = NOW - 1
-HISTORY = list(generator.events(300, 91, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)))
+CREATED, DECISIONS = map(Order.__struct_fields__.index, ("created", "decisions"))
+NOW = len(RefundDecision.__struct_fields__)
+"""Elements of a decision that this version takes in: the version before knows no tax, and has one less."""
+SHARES = generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)
+HISTORY = [
+    # Taxes are sent when all workers know them.
+    event
+    for event in generator.events(300, 91, SHARES, taxed=0)
+    if event.value is None or b'"taxes"' not in event.value
+]
 
 
 async def send_and_kill(settings: Settings, events: Sequence[SourceEvent], killed: Worker) -> None:
@@ -88,9 +95,19 @@ async def test_forward_and_back_in_one_group(fresh: Settings, tmp_path: Path) ->
             assert newer.terminate() == 0
     assert report["counts"]["orders"] >= 300
     # Each has gone on with states of the other one.
-    followed = {
-        (len(msgspec.msgpack.decode(earlier)), len(msgspec.msgpack.decode(later)))
+    followed = [
+        (msgspec.msgpack.decode(earlier), msgspec.msgpack.decode(later))
         for states in (await states_of(fresh)).values()
         for earlier, later in pairwise(states)
+    ]
+    created = {
+        (len(earlier[CREATED]), len(later[CREATED])) for earlier, later in followed if earlier[CREATED]
     }
-    assert {(BEFORE, NOW), (NOW, BEFORE)} <= followed
+    whole = len(Created.__struct_fields__)
+    assert (whole - 1, whole) in created
+    decided = {
+        (len(earlier[CREATED]), len(later[DECISIONS][-1]))
+        for earlier, later in followed
+        if earlier[CREATED] and len(later[DECISIONS]) > len(earlier[DECISIONS])
+    }
+    assert (whole, NOW - 1) in decided

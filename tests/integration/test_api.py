@@ -608,13 +608,13 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
 
 def row(order_id: UUID, user: UUID, time: datetime, status: OrderStatusText = "pending") -> OrderRow:
     return OrderRow(
-        str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1
+        str(order_id), str(user), "", status, "EUR", "1.00", "0", "0", time.isoformat(), time.isoformat(), 1
     )
 
 
 def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> ItemRow:
     ids_ = str(uuid4()), str(order_id), str(user), "", str(uuid4()), str(seller), None
-    return ItemRow(*ids_, "SKU", 2, "1.50", "0.25", time.isoformat(), time.isoformat(), 1)
+    return ItemRow(*ids_, "SKU", 2, "1.50", "0.25", "0", "0", time.isoformat(), time.isoformat(), 1)
 
 
 async def insert(s: Service, batch: RowBatch) -> None:

@@ -74,12 +74,25 @@ def rows(some: list[Placed]) -> RowBatch:
     for each in some:
         whose = str(each.id), str(each.user), each.region
         at = each.time.isoformat()
-        batch.orders.append(OrderRow(*whose, each.status, "EUR", "20.00", "0.00", at, at, 3))
+        batch.orders.append(OrderRow(*whose, each.status, "EUR", "20.00", "0.00", "0.00", at, at, 3))
         for seller in each.sellers:
             for line in ("a", "b"):
                 item = str(uuid5(each.id, f"{line} {seller}"))
                 batch.items.append(
-                    ItemRow(item, *whose, str(seller), str(seller), None, "S", 1, "10.00", "0.00", at, at, 1)
+                    ItemRow(
+                        item,
+                        *whose,
+                        str(seller),
+                        str(seller),
+                        None,
+                        "S",
+                        1,
+                        "10.00",
+                        *["0.00"] * 3,
+                        at,
+                        at,
+                        1,
+                    )
                 )
     return batch
 

@@ -51,6 +51,8 @@ def order(number: int, region: str = "SP") -> RowBatch:
             quantity,
             price,
             shipping,
+            "0",
+            "0",
             *at_first,
         )
 
@@ -65,7 +67,7 @@ def order(number: int, region: str = "SP") -> RowBatch:
         )
 
     return RowBatch(
-        [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
+        [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", "0", at(number), at(number + 2), 9)],
         [
             line("a", ANNA, 2, "10.00", "5.00"),
             line("b", ANNA, 1, "20.00", "0"),

@@ -33,6 +33,8 @@ from domain.order import (
     StockReply,
 )
 from domain.shapes import Derived, Event, LateRefusal
+from domain.status import fresh_lines
+from domain.tax import whole_tax
 from domain.totals import RunningTotals
 from tables import codec
 from tests.unit.builders import VALID, record
@@ -58,7 +60,7 @@ KINDS = [
 
 
 @st.composite
-def created_events(draw: st.DrawFn) -> Created:
+def created_events(draw: st.DrawFn, currency: str = "EUR") -> Created:
     lines = draw(st.integers(1, 4))
     items = []
     for n in range(lines):
@@ -71,9 +73,41 @@ def created_events(draw: st.DrawFn) -> Created:
     goods = sum(item.price * item.quantity for item in items)
     discount = draw(st.none() | st.integers(0, goods))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    return Created(
-        draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), "EUR", total, discount, items
+    created = Created(
+        draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), currency, total, discount, items
     )
+    return draw(taxed(created))
+
+
+@st.composite
+def taxed(draw: st.DrawFn, created: Created, included: bool | None = None) -> Created:
+    """The same order, perhaps with taxes: on top of the prices or in them. `included`: which of the two."""
+    if included is None:
+        included = draw(st.sampled_from((None, None, True, False)))
+    if included is None:
+        return created
+    room = {line.item_id: line.cost_of(0, line.quantity) for line in fresh_lines(created)}
+    items = []
+    for item in created.items:
+        most = (room[item.item_id], item.shipping or 0) if included else (25, 25)
+        items.append(
+            msgspec.structs.replace(
+                item, taxes=draw(_taxes(most[0])), shipping_taxes=draw(st.none() | _taxes(most[1]))
+            )
+        )
+    placed = msgspec.structs.replace(created, items=items, prices_include_tax=included)
+    on_top = 0 if included else whole_tax(placed)
+    return msgspec.structs.replace(placed, total=created.total + on_top)
+
+
+@st.composite
+def _taxes(draw: st.DrawFn, most: int) -> list[tuple[str, int]]:
+    """Up to three taxes that come to `most` minor units together at most."""
+    amounts: list[tuple[str, int]] = []
+    for code in "ABC"[: draw(st.integers(0, 3))]:
+        amounts.append((code, draw(st.integers(0, most))))
+        most -= amounts[-1][1]
+    return amounts
 
 
 @st.composite

@@ -8,6 +8,8 @@ import json
 from random import Random
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from contracts import ids, money, times
 from contracts.topics import DECISIONS
 from domain import events
@@ -23,8 +25,11 @@ from domain.order import (
     ReturnStage,
     Scan,
     StockReply,
+    Taxes,
 )
 from domain.shapes import Event
+from domain.status import fresh_lines
+from domain.tax import whole_tax
 from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000
@@ -111,6 +116,7 @@ def created(fact: Created) -> dict[str, Any]:
         "currency": fact.currency,
         "total_amount": money.text(fact.total, digits),
         "discount_amount": None if fact.discount is None else money.text(fact.discount, digits),
+        "prices_include_tax": fact.prices_include_tax,
         "items": [
             {
                 "item_id": ids.text(item.item_id),
@@ -120,10 +126,40 @@ def created(fact: Created) -> dict[str, Any]:
                 "quantity": item.quantity,
                 "price": money.text(item.price, digits),
                 **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
+                **_taxes("taxes", item.taxes, digits),
+                **_taxes("shipping_taxes", item.shipping_taxes, digits),
             }
             for item in fact.items
         ],
     }
+
+
+def _taxes(name: str, taxes: Taxes | None, digits: int) -> dict[str, Any]:
+    if taxes is None:
+        return {}
+    return {name: [{"code": code, "amount": money.text(amount, digits)} for code, amount in taxes]}
+
+
+def taxed(created: Created, rng: Random) -> Created:
+    """The same order with taxes, for two in three: on top of the prices or in them."""
+    included = rng.choice((None, True, False))
+    if included is None:
+        return created
+    room = {line.item_id: line.cost_of(0, line.quantity) for line in fresh_lines(created)}
+    items = []
+    for item in created.items:
+        most = [room[item.item_id], item.shipping or 0] if included else [rng.choice((0, 3, 500)), 40]
+        lists: list[Taxes | None] = []
+        for left in most:
+            codes: Taxes = []
+            for code in ("A", "B", "C")[: rng.randint(0, 3)]:
+                amount = rng.randint(0, left)
+                left -= amount
+                codes.append((code, amount))
+            lists.append(None if rng.random() < 0.3 else codes)
+        items.append(structs.replace(item, taxes=lists[0], shipping_taxes=lists[1]))
+    placed = structs.replace(created, items=items, prices_include_tax=included)
+    return structs.replace(placed, total=created.total + (0 if included else whole_tax(placed)))
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
@@ -156,9 +192,9 @@ def dense(n: int, rng: Random) -> list[Record]:
     goods = sum(item.price * item.quantity for item in items)
     discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    facts: list[tuple[str, Any]] = [
-        ("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))
-    ]
+    created = taxed(Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items), rng)
+    total = created.total
+    facts: list[tuple[str, Any]] = [("order.created", created)]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)
         many = rng.choice((None, [(item.item_id, rng.randint(1, 3))]))

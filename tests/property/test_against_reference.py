@@ -227,9 +227,10 @@ class Witnessed(Ours):
         assert len(decision.units) == min(
             self.most_units if whole.cause == "stock" else len(whole.units), len(whole.units)
         )
-        assert decision.shipping == tuple(
-            item_id for item_id in whole.shipping if now.items[item_id].get("shipping_amount")
-        )
+        costly = {line.item_id for line in now.lines if line.shipping_cost}
+        assert decision.shipping == tuple(item_id for item_id in whole.shipping if item_id in costly)
+        assert decision.tax_amount == (now.tax_of(decision) if now.taxed else None)
+        self.seen["taxed"] += bool(decision.tax_amount)
         assert 0 < decision.amount <= whole.amount
         assert now.pays_for(decision) in (None, decision.amount)
         if len(decision.units) == len(whole.units):

@@ -226,10 +226,14 @@ def test_live_units_and_shares_add_up(history: list[Event]) -> None:
     for line in now.lines:
         assert 0 <= line.live <= line.quantity
         assert line.returned <= line.delivered <= line.in_transit <= line.quantity
-        assert (
-            sum(line.net_of(number) for number in range(line.quantity))
-            == line.price * line.quantity - line.discount
-        )
-        assert all(line.net_of(number) >= 0 for number in range(line.quantity))
-    full = sum(line.price * line.quantity + line.shipping - line.discount for line in now.lines)
+        costs = [line.cost_of(number, number + 1) for number in range(line.quantity)]
+        taxes = [line.tax_of(number, number + 1) for number in range(line.quantity)]
+        goods = line.price * line.quantity - line.discount
+        on_top = line.tax is not None and line.tax.on_top
+        assert sum(costs) == line.cost_of(0, line.quantity) == goods + on_top * sum(taxes)
+        assert min(costs) >= 0
+        assert taxes == sorted(taxes, reverse=True)
+        first, after = line.worthless
+        assert [number for number, cost in enumerate(costs) if not cost] == list(range(first, after))
+    full = sum(line.cost_of(0, line.quantity) + line.postage for line in now.lines)
     assert full == order.created.total

@@ -83,6 +83,11 @@ def line(n: int, seller: str = ANNA, quantity: int = 1, price: str = "10.00", **
     return {**known, "quantity": quantity, "price": price, **more}
 
 
+def taxes(**amounts: str) -> list[Data]:
+    """Taxes of a line by their codes."""
+    return [{"code": code, "amount": amount} for code, amount in amounts.items()]
+
+
 def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **more: Any) -> Data:
     """Data of an order.created whose total adds up."""
     items = list(lines or [line(1)])
@@ -90,6 +95,9 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
         (Decimal(i["price"]) * i["quantity"] + Decimal(i.get("shipping_amount", "0")) for i in items),
         Decimal(0),
     )
+    if not more.get("prices_include_tax"):
+        taxes = (tax for i in items for name in ("taxes", "shipping_taxes") for tax in i.get(name, ()))
+        total += sum((Decimal(tax["amount"]) for tax in taxes), Decimal(0))
     data = {
         "order_id": ORDER,
         "user_id": USER,

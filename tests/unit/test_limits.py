@@ -58,7 +58,16 @@ FACTS = [type_ for type_ in limits.TYPE_BYTES if type_ not in ("deadline.passed"
 """Those of other services; ours are in test_decisions."""
 PARTS = [
     PublishedSuborder(
-        SuborderStatus.CLOSED, 10**15, 10**15, 10**15, 100_000, 0, 0, 0, ClosedBecause.STOCK_UNANSWERED
+        SuborderStatus.CLOSED,
+        10**15,
+        10**15,
+        10**15,
+        100_000,
+        0,
+        0,
+        0,
+        ClosedBecause.STOCK_UNANSWERED,
+        10**15,
     )
 ] * 1000
 ITEMS = [(bytes([n % 256, n // 256]) * 8, 100_000) for n in range(1000)]
@@ -212,7 +221,7 @@ def largest_begun(size: int) -> tuple[Created, list[PublishedSuborder]]:
 
 def fits(order: Order, size: int) -> bool:
     """Whether its state leaves room for what Kafka adds, and some more."""
-    return len(codec.encode(order)) < limits.limits_of(size).state - size // 250
+    return len(codec.encode(order)) < limits.limits_of(size).state - size // 1000
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -223,15 +232,19 @@ def test_the_largest_state_fits_its_topic_while_its_facts_wait(size: int) -> Non
     assert fits(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts), size)
 
 
+@pytest.mark.parametrize("tax", [None, 1 << 63])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions(size: int) -> None:
+def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions(
+    size: int, tax: int | None
+) -> None:
     far, raw, full = 1 << 60, b"\xff" * 16, full_at(size)
     room = limits.limits_of(size).types["refund.decided"]
-    spans = [(raw, 99_999, 100_000)] * min(100_000, (room - 80) // 24)
-    decisions = full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, spans, [], far))
+    spans = [(raw, 99_999, 100_000)] * min(100_000, (room - 88) // 24)
+    decisions = full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, spans, [], far, tax))
+    small = RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far, tax)
     rest = room - sum(map(limits.size_of, decisions))
-    decisions += [RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far)] * min(
-        rest // 80, 20_000 * size // limits.MESSAGE_BYTES
+    decisions += [small] * min(
+        rest // limits.size_of(small), 1_600_000 * size // limits.MESSAGE_BYTES // limits.size_of(small)
     )
     deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
     created, parts = largest_begun(size)
@@ -258,13 +271,19 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(
     # every line that the fact names. Beside them, those that a line of 100,000 units is split into.
     turning = [*facts["scans"], *facts["stock"]]
     spans = [(raw, 99_999, 100_000)] * len(items or [raw])
-    small = RefundDecision(far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [])
+    small = RefundDecision(
+        far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [], tax=10**15
+    )
     pieces = len(created.items) * 10 if size == limits.MESSAGE_BYTES else size // 3 // 24 // 10_000 + 1
     decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + pieces)
-    decisions += [RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, []) for _ in turning]
+    decisions += [RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, [], tax=10**15)] * len(
+        turning
+    )
     whole = [(raw, 99_999, 100_000)] * len(created.items)
     decisions.append(
-        RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, whole, [raw] * len(created.items))
+        RefundDecision(
+            far, 100_000, 10**15, RefundCause.STOCK, raw, whole, [raw] * len(created.items), tax=10**15
+        )
     )
     assert sum(map(limits.size_of, decisions)) <= types["refund.decided"]
     order = Order(version=1 << 40, created=created, decisions=decisions, suborders=parts)

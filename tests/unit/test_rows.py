@@ -43,7 +43,7 @@ def summary(builder: OrderBuilder) -> shapes.Summary:
 
 def test_an_orders_row() -> None:
     assert rows.order_row(ORDER, built_order().order) == shapes.OrderRow(
-        ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", moment(3), moment(3), 1
+        ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", "0.00", moment(3), moment(3), 1
     )
 
 
@@ -141,12 +141,27 @@ def test_items_rows() -> None:
             2,
             "10.00",
             "2.00",
+            "0.00",
+            "0.00",
             time,
             time,
             1,
         ),
         shapes.ItemRow(
-            item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1
+            item_id(2),
+            *head,
+            LINES[1]["product_id"],
+            BORIS,
+            None,
+            "sku-2",
+            1,
+            "30.00",
+            "0.00",
+            "0.00",
+            "0.00",
+            time,
+            time,
+            1,
         ),
     ]
 

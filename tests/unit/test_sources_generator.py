@@ -23,7 +23,8 @@ from workload.generator import Shares
 from workload.poison import POISONS, Anchor
 
 CLEAN = Shares(duplicates=0, shuffle=0, poison=0)
-DIGITS = {"JPY": 0, "EUR": 2, "USD": 2, "BRL": 2, "BHD": 3}
+DIGITS = {"JPY": 0, "EUR": 2, "USD": 2, "BRL": 2, "BHD": 3, "KWD": 3}
+TAXES = ("taxes", "shipping_taxes")
 
 
 def parts(event: SourceEvent) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,12 +92,27 @@ def test_orders_add_up(clean: list[SourceEvent]) -> None:
             for item in order["items"]
         )
         discount = Decimal(order.get("discount_amount", 0))
-        assert Decimal(order["total_amount"]) == lines - discount
+        taxes = [tax for item in order["items"] for name in TAXES for tax in item.get(name, ())]
+        on_top = 0 if order.get("prices_include_tax") else sum(Decimal(tax["amount"]) for tax in taxes)
+        assert Decimal(order["total_amount"]) == lines - discount + on_top
         assert len(order["total_amount"].partition(".")[2]) == DIGITS[order["currency"]]
     assert {order["currency"] for order in orders} == set(DIGITS)
     assert max(len({item["seller_id"] for item in order["items"]}) for order in orders) >= 3
     assert any("discount_amount" in order for order in orders)
     assert any("region" not in order for order in orders)
+    taxed = [order for order in orders if "prices_include_tax" in order]
+    assert {order["currency"] for order in taxed} == set(DIGITS)
+    assert {order["prices_include_tax"] for order in taxed} == {True, False}
+
+
+def test_as_many_orders_have_taxes_as_are_asked_for() -> None:
+    for taxed, counts in ((0, {0}), (1, {50})):
+        created = [
+            parts(event)[1]
+            for event in generator.events(50, 1, generator.Shares(0, 0, 0), taxed)
+            if event.topic == "order.created"
+        ]
+        assert {sum("prices_include_tax" in order for order in created)} == counts
 
 
 def test_facts_are_about_lines_and_sellers_that_the_order_has(clean: list[SourceEvent]) -> None:

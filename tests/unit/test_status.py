@@ -504,7 +504,7 @@ def test_shares_of_a_discount(lines: list[Data], discount: str | None, shares: l
 
 def test_within_a_line_the_first_units_have_the_larger_share() -> None:
     (view,) = built(THREE, discount="0.05").now.lines
-    assert [view.net_of(number) for number in range(3)] == [998, 998, 999]
+    assert [view.cost_of(number, number + 1) for number in range(3)] == [998, 998, 999]
 
 
 def test_a_suborders_discount_is_that_of_its_live_units() -> None:

@@ -1,0 +1,176 @@
+"""What an order with tax gets back in all, to the minor unit, in any order of arrival (docs/rules.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contracts import ids
+from domain import events
+from domain.enums import RefundCause, ReturnStatus, StockAnswer
+from domain.order import Created, Item, Payment, ReturnStage, StockReply
+from domain.shapes import Event
+from domain.status import view_of
+from domain.tax import is_taxed, whole_tax
+from tests.property.histories import ORDER_ID, Run, raw_id, taxed
+from tests.property.records import record
+
+CURRENCIES = ("JPY", "EUR", "KWD")
+"""Of 0, 2 and 3 digits."""
+MANY = settings(max_examples=120, deadline=None)
+each_way = pytest.mark.parametrize("included", [True, False], ids=["in the prices", "on top"])
+
+
+@st.composite
+def orders(draw: st.DrawFn, included: bool) -> Created:
+    """Small prices and amounts that units don't divide."""
+    items = [
+        Item(
+            raw_id(0xB0, n),
+            raw_id(0xC0, n),
+            raw_id(0xA0, draw(st.integers(0, 1))),
+            None,
+            "sku",
+            draw(st.integers(1, 7)),
+            draw(st.sampled_from((0, 1, 1, 2, 3, 100, 333))),
+            draw(st.sampled_from((None, 0, 2, 49))),
+        )
+        for n in range(draw(st.integers(1, 3)))
+    ]
+    goods = sum(item.price * item.quantity for item in items)
+    discount = draw(st.none() | st.integers(0, goods))
+    total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    currency = draw(st.sampled_from(CURRENCIES))
+    return draw(taxed(Created(0, raw_id(0xD0, 0), None, currency, total, discount, items), included))
+
+
+@st.composite
+def paid_exactly(draw: st.DrawFn, created: Created) -> list[tuple[str, Any]]:
+    first = draw(st.integers(0, created.total))
+    parts = [part for part in (first, created.total - first) if part]
+    return [("order.paid", Payment(0, raw_id(1, n), part, created.currency)) for n, part in enumerate(parts)]
+
+
+@st.composite
+def given_back(draw: st.DrawFn, included: bool) -> tuple[Created, list[tuple[str, Any]]]:
+    """Every unit comes back by processed returns, of any size."""
+    created = draw(orders(included))
+    facts = draw(paid_exactly(created))
+    for item in created.items:
+        left = item.quantity
+        while left:
+            quantity = draw(st.integers(1, left))
+            left -= quantity
+            return_id = raw_id(3, len(facts))
+            stage = ReturnStage(0, return_id, ReturnStatus.PROCESSED, item.item_id, quantity, "worn")
+            facts.append(("order.returned", stage))
+    return created, draw(st.permutations([("order.created", created), *facts]))
+
+
+@st.composite
+def gone(draw: st.DrawFn, included: bool) -> tuple[Created, list[tuple[str, Any]]]:
+    """Every unit is rejected or released, in any parts; some came back by returns all the same."""
+    created = draw(orders(included))
+    facts = draw(paid_exactly(created))
+    for n, item in enumerate(created.items):
+        reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(item.seller_id)}")
+        rejected = draw(st.integers(0, item.quantity))
+        parts = ((StockAnswer.REJECTED, rejected), (StockAnswer.RELEASED, item.quantity - rejected))
+        for answer, quantity in parts:
+            if quantity:
+                reply = StockReply(0, answer, item.seller_id, reservation, [(item.item_id, quantity)])
+                facts.append((f"stock.{answer.text}", reply))
+        if draw(st.booleans()):
+            stage = ReturnStage(0, raw_id(3, n), ReturnStatus.PROCESSED, item.item_id, 1, "worn")
+            facts.append(("order.returned", stage))
+    return created, draw(st.permutations([("order.created", created), *facts]))
+
+
+def run_of(facts: list[tuple[str, Any]], pace: int) -> Run:
+    """Fold them as records."""
+    sent = [
+        record(Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None)) for n, (kind, fact) in enumerate(facts)
+    ]
+    run = Run().take_all([events.decode(each.topic, each.headers, each.value) for each in sent], pace)
+    assert run.refusals == []
+    return run
+
+
+def tax_of(run: Run) -> int:
+    return sum(decision.tax or 0 for decision in run.order.decisions)
+
+
+@each_way
+@MANY
+@given(data=st.data(), pace=st.integers(1, 9))
+def test_all_units_given_back_pay_the_goods_with_their_tax(
+    included: bool, data: st.DataObject, pace: int
+) -> None:
+    created, facts = data.draw(given_back(included))
+    run = run_of(facts, pace)
+    lines = view_of(run.order).lines
+    goods = sum(line.price * line.quantity - line.discount for line in lines)
+    tax = sum(amount for item in created.items for _, amount in item.taxes or ())
+    assert sum(decision.amount for decision in run.order.decisions) == goods + (0 if included else tax)
+    assert tax_of(run) <= tax
+    if not included:
+        # Whatever costs nothing has no tax then, so all of the tax is told.
+        assert tax_of(run) == tax or not is_taxed(created)
+
+
+@each_way
+@MANY
+@given(data=st.data(), pace=st.integers(1, 9))
+def test_an_order_of_which_nothing_left_gets_all_back(included: bool, data: st.DataObject, pace: int) -> None:
+    created, facts = data.draw(gone(included))
+    decisions = run_of(facts, pace).order.decisions
+    assert sum(decision.amount for decision in decisions) == created.total
+    if is_taxed(created):
+        assert all(decision.tax is not None and decision.tax >= 0 for decision in decisions)
+        named = sum(decision.tax or 0 for decision in decisions)
+        assert named <= whole_tax(created)
+        if decisions and decisions[-1].cause is RefundCause.CLOSED:
+            # All of it is told, but for that of units that cost nothing and were paid for with others.
+            assert named == whole_tax(created)
+    else:
+        assert all(decision.tax is None for decision in decisions)
+
+
+@each_way
+@MANY
+@given(data=st.data(), random=st.randoms(use_true_random=False), pace=st.integers(1, 5))
+def test_what_is_due_and_told_is_the_same_in_any_order(
+    included: bool, data: st.DataObject, random: Any, pace: int
+) -> None:
+    """Rows and the last notices too: tests/property/test_confluence.py."""
+    _, facts = data.draw(st.one_of(given_back(included), gone(included)))
+    once = run_of(facts, 1)
+    again = list(facts)
+    random.shuffle(again)
+    other = run_of(again, pace)
+    assert once.order.suborders == other.order.suborders
+    assert once.order.status == other.order.status
+    amounts = [sum(each.amount for each in run.order.decisions) for run in (once, other)]
+    assert amounts[0] == amounts[1]
+
+
+@each_way
+@MANY
+@given(data=st.data())
+def test_suborders_add_up_to_the_order(included: bool, data: st.DataObject) -> None:
+    created, facts = data.draw(gone(included))
+    placed = run_of([each for each in facts if each[0] == "order.created"], 1)
+    parts: list[Any] = [each.data for each in placed.derived if each.type == "suborder.created"]
+
+    def minor(text: str) -> int:
+        return int(text.replace(".", ""))
+
+    assert sum(minor(each.total_amount) for each in parts) == created.total
+    if is_taxed(created):
+        assert sum(minor(each.tax_amount) for each in parts) == whole_tax(created)
+        for each in parts:
+            items = sum(minor(item.tax_amount) + minor(item.shipping_tax_amount) for item in each.items)
+            assert items == minor(each.tax_amount)
