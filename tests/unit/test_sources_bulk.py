@@ -529,8 +529,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     file.write_text(HEADER + PAID + "\n" + GIFT)
     look = copies._require_data
 
-    def changing(path: str, block: bytes) -> None:
-        look(path, block)
+    def changing(path: str, block: bytes, *, utf16: bool) -> None:
+        look(path, block, utf16=utf16)
         match change:
             case "grow":
                 with file.open("a") as out:
