@@ -1,4 +1,4 @@
-"""`orders bulk`: files of orders, shipping updates or returns as background jobs, and how far they are."""
+"""`orders bulk`: files of orders, shipping updates, returns or payments as background jobs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from sinks.bulk import OtherJob
 
 app = typer.Typer(
     help=(
-        "Send files of orders, shipping updates or returns as background jobs.\n\nExample: [bold]orders bulk"
-        " submit orders orders.csv.gz --report refused.ndjson[/bold]"
+        "Send files of orders, shipping updates, returns or payments as background jobs.\n\nExample:"
+        " [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -52,6 +52,7 @@ class KindName(Enum):
     orders = "orders"
     shipments = "shipments"
     returns = "returns"
+    payments = "payments"
 
 
 class FormatName(Enum):
@@ -67,7 +68,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 @app.callback()
 def _bulk() -> None:
-    """Files of orders, shipping updates or returns as background jobs."""
+    """Files of orders, shipping updates, returns or payments as background jobs."""
 
 
 JobId = Annotated[

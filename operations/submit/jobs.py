@@ -1,4 +1,4 @@
-"""Files of orders, shipping updates or returns as bulk jobs: read, validated line by
+"""Files of orders, shipping updates, returns or payments as bulk jobs: read, validated line by
 line, cut into parts, sent.
 
 A line is judged by events.decode, like every record.
@@ -57,6 +57,7 @@ _MODEL: Final[dict[Kind, type[msgspec.Struct]]] = {
     "orders": incoming.OrderCreated,
     "shipments": incoming.ShipmentUpdated,
     "returns": incoming.OrderReturned,
+    "payments": incoming.OrderPaid,
 }
 
 

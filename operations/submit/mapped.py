@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -99,9 +100,7 @@ class MappedCsv:
         why = record.why
         if len(record.cells) == width:  # none can have moved
             number = [record.cells[at].strip(BLANKS) for at in keys]
-            clean = why is None or not any(
-                char == "\0" or "\ud800" <= char <= "\udfff" for each in number for char in each
-            )
+            clean = why is None or not re.search("[\0\ud800-\udfff]", "".join(number))
             if all(number) and clean:
                 return msgspec.msgpack.encode(number)
             if clean:

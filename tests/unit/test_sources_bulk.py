@@ -594,3 +594,16 @@ def test_line_ends_that_are_none_are_told_as_such() -> None:
         taken((HEADER + FIRST + SECOND).replace("\n", "\r").encode())
     refused = taken((HEADER + FIRST + SECOND.replace("sku-2", "sku\r2")).encode())[2]
     assert [(each.line, each.detail) for each in refused] == [(2, f"in line 3: {detail}")]
+
+
+def test_payments_are_rows_of_order_paid() -> None:
+    paid = VALID["order.paid"]
+    text = ",".join([*paid, "time"]) + "\n" + ",".join([*map(str, paid.values()), at(1)]) + "\n"
+    job, [[event]], refused = taken(
+        (text + text.splitlines()[1].replace(at(1), "") + "\n").encode(), "payments"
+    )
+    assert (job.accepted, [(each.line, each.reason) for each in refused]) == (1, [(3, errors.FIELD_MISSING)])
+    assert {name: event[name] for name in paid} == paid
+    part = BulkPart(UUID(JOB), 1, 1, [json.dumps(event).encode()])  # type: ignore[list-item]
+    [unpacked] = bulk.unpack("payment.bulk", part, None)
+    assert dict(unpacked.headers)["ce_type"] == b"order.paid"
