@@ -239,3 +239,12 @@ def test_the_command_applies_a_mapping(tmp_path: Any, capfd: pytest.CaptureFixtu
     assert run(["bulk", "mapping", "shopify"]) == 0
     assert parse(capfd.readouterr().out.encode(), "x").digest == load("shopify").digest
     assert run(["bulk", "mapping", "magento"]) == 2
+
+
+@pytest.mark.parametrize("number", [b"\xffA-1", b"A-1\0"])
+def test_a_line_whose_order_number_is_damaged_may_be_of_any_order(number: bytes) -> None:
+    """Taken for another order's, it would be missing in its own."""
+    gift = ERP_LINES.splitlines()[1].replace("5,00", "0,00").encode().replace(b"A-1", number)
+    lines = ERP_LINES.splitlines()[0].replace("2.517,40", "2.512,40").encode()
+    orders, refused = sent(ERP_HEADER.encode() + lines + b"\n" + gift + b"\n")
+    assert (orders, [line for line, _, _ in refused]) == ([], [2, 3])
