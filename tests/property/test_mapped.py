@@ -36,7 +36,7 @@ SPACE = UUID("7c6d1f6e-0b52-4b0e-9a55-3d6a3a6f0a11")
 @st.composite
 def orders(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Orders with the ids of their own; amounts in minor units."""
-    ids = iter(draw(st.lists(st.uuids(), min_size=40, max_size=40, unique=True)))
+    ids = iter(draw(st.lists(st.uuids(), min_size=44, max_size=44, unique=True)))
     placed = []
     for _ in range(draw(st.integers(1, 4))):
         currency = draw(st.sampled_from(["EUR", "JPY", "KWD"]))
