@@ -65,5 +65,5 @@ PARTITIONS: Final = "orders.partitions"
 lies (`orders partitions`).
 """
 
-BULK: Final = ("order.bulk", "shipment.bulk", "return.bulk")
+BULK: Final = ("order.bulk", "shipment.bulk", "return.bulk", "payment.bulk")
 """Parts of bulk jobs, read by the bulk workers' own group."""

@@ -1,4 +1,4 @@
-"""`orders bulk`: files of orders, shipping updates or returns as background jobs, and how far they are."""
+"""`orders bulk`: files of orders, shipping updates, returns or payments as background jobs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from errors import OrdersError
 from operations.servers import require
 from operations.submit.files import Bounds, temporary, write
 from operations.submit.jobs import Job, Refusal, prepare, send, status
+from operations.submit.mapping import load, ready_text
 from settings import Settings, get_settings
 from sinks.bulk import OtherJob
 
 app = typer.Typer(
     help=(
-        "Send files of orders, shipping updates or returns as background jobs.\n\nExample: [bold]orders bulk"
-        " submit orders orders.csv.gz --report refused.ndjson[/bold]"
+        "Send files of orders, shipping updates, returns or payments as background jobs.\n\nExample:"
+        " [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -51,6 +52,7 @@ class KindName(Enum):
     orders = "orders"
     shipments = "shipments"
     returns = "returns"
+    payments = "payments"
 
 
 class FormatName(Enum):
@@ -66,7 +68,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 @app.callback()
 def _bulk() -> None:
-    """Files of orders, shipping updates or returns as background jobs."""
+    """Files of orders, shipping updates, returns or payments as background jobs."""
 
 
 JobId = Annotated[
@@ -88,6 +90,17 @@ MaxBytes = Annotated[
         show_default=False,
     ),
 ]
+MappingName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help=(
+            "Orders in CSV with somebody else's columns: a mapping's name (shopify) or its TOML file"
+            " (docs/mapping.md)."
+        ),
+        show_default=False,
+    ),
+]
 
 
 @app.command("submit")
@@ -102,6 +115,7 @@ def submit_command(
         Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
     ] = None,
     max_bytes: MaxBytes = None,
+    mapping: MappingName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
@@ -111,14 +125,18 @@ def submit_command(
     """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
 
     The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was.
-    A worker with the role bulk or all unpacks it. docs/bulk.md lists the columns.
+    A worker with the role bulk or all unpacks it. docs/bulk.md lists the columns; a mapping says which of
+    another program's export they are.
 
     Exits 0 if every line was accepted, 1 if some were refused (the others are sent) or sending failed in the
     middle, 2 if it couldn't run and sent nothing.
 
     Example: [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]
+
+    Example: [bold]orders bulk submit orders orders_export.csv --mapping shopify --dry-run[/bold]
     """
     settings, started = get_settings(), time.monotonic()
+    mapped = None if mapping is None else load(mapping)
     job = None if job is None else _uuid(job)
     sending = _Sending(settings, again)
     with ExitStack() as stack:
@@ -132,6 +150,7 @@ def submit_command(
             format=None if format is None else format.value,
             job=job,
             bounds=_bounds(settings, max_bytes),
+            mapping=mapped,
             refuse=refused.add,
             progress=bar.show,
         )
@@ -226,7 +245,7 @@ class _Refused:
         try:
             if stat.S_ISREG(os.fstat(self._out).st_mode):
                 with open(self._out, "rb", closefd=False) as there:
-                    if hashlib.file_digest(there, "sha256").hexdigest() in (job.digest, job.packed):
+                    if hashlib.file_digest(there, "sha256").hexdigest() in (job.content, job.packed):
                         raise self._overwrites()
                 os.lseek(self._out, 0, os.SEEK_SET)
                 os.truncate(self._out, 0)
@@ -350,6 +369,17 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
             f"a bulk worker that goes no faster than {rate} takes {took} for it; orders bulk status tells how"
             " far it is"
         )
+
+
+@app.command("mapping")
+def mapping_command(
+    name: Annotated[str, typer.Argument(help="One of those that come with the program: shopify.")],
+) -> None:
+    """Print a mapping, to begin one of your own with. docs/mapping.md lists its keys.
+
+    Example: [bold]orders bulk mapping shopify > my-shop.toml[/bold]
+    """
+    print(ready_text(name), end="")
 
 
 @app.command("status")

@@ -90,7 +90,7 @@ SUBCOMMANDS: Final = (
         "bulk",
         "cli.bulk",
         "app",
-        "Send files of orders, shipping updates or returns as background jobs.",
+        "Send files of orders, shipping updates, returns or payments as background jobs.",
     ),
     Subcommand(
         "Look", "wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."

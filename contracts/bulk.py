@@ -16,17 +16,19 @@ from uuid_utils import UUID
 from contracts import ids
 from contracts.incoming import MOST_CHARACTERS, BulkPart
 
-Kind = Literal["orders", "shipments", "returns"]
+Kind = Literal["orders", "shipments", "returns", "payments"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 TOPIC: Final[dict[Kind, str]] = {
     "orders": "order.bulk",
     "shipments": "shipment.bulk",
     "returns": "return.bulk",
+    "payments": "payment.bulk",
 }
 EVENT: Final[dict[Kind, str]] = {
     "orders": "order.created",
     "shipments": "shipment.updated",
     "returns": "order.returned",
+    "payments": "order.paid",
 }
 KIND_OF: Final[dict[str, Kind]] = {topic: kind for kind, topic in TOPIC.items()}
 
@@ -158,6 +160,18 @@ class BulkCompleted(Struct, gc=False):
     """
 
     job_id: str
+    kind: Literal["orders", "shipments", "returns"]
+    parts: int
+    events: int
+
+
+class BulkCompletedV2(Struct, gc=False):
+    """Every part of a job has been unpacked: its events are on their topics.
+    Whether each was taken in, the dead letters say. A job of payments is told in version 2, any other in
+    version 1.
+    """
+
+    job_id: str
     kind: Kind
     parts: int
     events: int
@@ -170,7 +184,9 @@ def completed(
     One job has one id. Pure.
     """
     headers = headers_of("bulk.completed", ids.uuid5_text(UUID(job).bytes, "bulk.completed"), time, "/orders")
-    return msgspec.json.encode(BulkCompleted(job, kind, parts, events)), [
+    # Readers of version 1 know of three kinds.
+    version = b"2" if kind == "payments" else b"1"
+    return msgspec.json.encode(BulkCompletedV2(job, kind, parts, events)), [
         *headers,
-        ("ce_dataschema", b"urn:orders:bulk.completed/v1"),
+        ("ce_dataschema", b"urn:orders:bulk.completed/v" + version),
     ]

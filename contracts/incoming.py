@@ -260,6 +260,13 @@ class BulkReturn(OrderReturned, gc=False, kw_only=True):
     time: Time
 
 
+class BulkPayment(OrderPaid, gc=False, kw_only=True):
+    """The data of order.paid, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
 class OrderBulk(Struct, gc=False):
     """A part of a job: many orders at once.
     Each becomes an order.created, at a pace that leaves what is interactive its latency.
@@ -287,6 +294,15 @@ class ReturnBulk(Struct, gc=False):
     part: BulkNumber
     parts: BulkNumber
     events: Annotated[list[BulkReturn], Meta(max_length=10_000)]
+
+
+class PaymentBulk(Struct, gc=False):
+    """A part of a job: many payments at once. Each becomes an order.paid."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkPayment], Meta(max_length=10_000)]
 
 
 DECISIONS: Final = "orders.decisions"
@@ -360,6 +376,7 @@ BULK: Final[tuple[EventSpec, ...]] = (
     EventSpec("order.bulk", OrderBulk, "", "job_id and part"),
     EventSpec("shipment.bulk", ShipmentBulk, "", "job_id and part"),
     EventSpec("return.bulk", ReturnBulk, "", "job_id and part"),
+    EventSpec("payment.bulk", PaymentBulk, "", "job_id and part"),
 )
 """Parts of bulk jobs (contracts.bulk). They add no fact: what is in them does."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from contracts import incoming, outgoing, topics
-from contracts.bulk import BulkCompleted
+from contracts.bulk import BulkCompleted, BulkCompletedV2
 from domain import events
 from errors import OrdersError
 from reference.events import reference, schemas_of
@@ -38,6 +38,8 @@ class Breaking(OrdersError):
 
 def version_of(type_: str) -> int:
     """Version of an event type's data as it is written or, at most, read now."""
+    if type_ == topics.BULK_COMPLETED:
+        return 2
     return outgoing.VERSION if type_ in OUT else max(number for name, number in events.READS if name == type_)
 
 
@@ -58,7 +60,8 @@ def schemas() -> dict[str, Json]:
     written: dict[tuple[str, int], Any] = {
         (name, outgoing.VERSION): outgoing.DATA[name] for name in topics.DERIVED
     }
-    written[topics.BULK_COMPLETED, outgoing.VERSION] = BulkCompleted
+    written[topics.BULK_COMPLETED, 1] = BulkCompleted
+    written[topics.BULK_COMPLETED, 2] = BulkCompletedV2
     for (name, number), data in {**read, **written}.items():
         (_,), components = schemas_of([data], "#/$defs/{name}")
         own = components.pop(data.__name__)

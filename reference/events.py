@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from contracts import incoming, outgoing, topics
-from contracts.bulk import BulkCompleted
+from contracts.bulk import BulkCompletedV2
 from contracts.errors import REASONS
 from reference.examples import bulk_examples, examples
 
@@ -38,7 +38,7 @@ def reference() -> Json:
     models: dict[str, type[msgspec.Struct]] = {
         **incoming.DATA,
         **outgoing.DATA,
-        topics.BULK_COMPLETED: BulkCompleted,
+        topics.BULK_COMPLETED: BulkCompletedV2,
     }
     schemas, components = schemas_of(models.values(), "#/components/{name}")
     schema_of = dict(zip(models, schemas, strict=True))

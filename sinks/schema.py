@@ -210,7 +210,9 @@ def _bulk_job() -> list[sa.schema.SchemaItem]:
         sa.Column("done", pg.INT4MULTIRANGE, nullable=False, server_default=sa.text("'{}'::int4multirange")),
         sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("1")),
         sa.PrimaryKeyConstraint("job_id", name="orders_bulk_job_pkey"),
-        sa.CheckConstraint("kind IN ('orders', 'shipments', 'returns')", name="orders_bulk_job_kind"),
+        sa.CheckConstraint(
+            "kind IN ('orders', 'shipments', 'returns', 'payments')", name="orders_bulk_job_kind"
+        ),
         sa.Index("orders_bulk_job_created", "created_at"),
     ]
 

@@ -34,6 +34,8 @@ _STRANGE: Final = (
     (b"\xff\xfe", "UTF-16; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16; save it as UTF-8"),
 )
+UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks."""
 
 
 class Bounds(NamedTuple):
@@ -101,8 +103,9 @@ class _Packed(io.RawIOBase):
         return len(block)
 
 
-def copied(path: str, stack: ExitStack, stdin: IO[bytes], bounds: Bounds) -> Content:
+def copied(path: str, stack: ExitStack, stdin: IO[bytes], bounds: Bounds, *, utf16: bool = False) -> Content:
     """Copy a file (`-`: stdin) into a nameless one below $TMPDIR, gunzipped, until `stack` is closed.
+    `utf16`: the reader takes text in it, too.
 
     Blocks. Raises SourceError: it can't be read, changes meanwhile, is larger, is broken, is of a kind
     that nobody here reads, or there is no room for it.
@@ -113,7 +116,7 @@ def copied(path: str, stack: ExitStack, stdin: IO[bytes], bounds: Bounds) -> Con
         head = source.read(_BLOCK)
         packed = _Packed(head, source)
         copy = temporary(stack)
-        digest = _copy(path, packed, copy, bounds, zipped=head.startswith(_GZIP))
+        digest = _copy(path, packed, copy, bounds, zipped=head.startswith(_GZIP), utf16=utf16)
         if _state(source) != before:
             raise SourceError(
                 f"{path}: changed while it was read; nothing of it was sent",
@@ -156,13 +159,13 @@ def no_room(error: Exception) -> SourceError:
     return SourceError(f"{why} below {place}; nothing was sent", "make room or set TMPDIR")
 
 
-def _copy(path: str, packed: _Packed, copy: io.FileIO, bounds: Bounds, *, zipped: bool) -> str:
+def _copy(path: str, packed: _Packed, copy: io.FileIO, bounds: Bounds, *, zipped: bool, utf16: bool) -> str:
     reader = gzip.GzipFile(fileobj=packed) if zipped else io.BufferedReader(packed)
     # What isn't packed is summed up once.
     digest, total = hashlib.sha256() if zipped else packed.digest, 0
     while block := reader.read(_BLOCK):
         if not total:
-            _require_data(path, block)
+            _require_data(path, block, utf16=utf16)
         total += len(block)
         if total > bounds.bytes:
             raise SourceError(
@@ -181,9 +184,9 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, bounds: Bounds, *, zipped
     return digest.hexdigest()
 
 
-def _require_data(path: str, head: bytes) -> None:
+def _require_data(path: str, head: bytes, *, utf16: bool) -> None:
     """Raise SourceError for content that is neither text nor Parquet."""
-    if head.startswith(b"PAR1"):
+    if head.startswith(b"PAR1") or (utf16 and head.startswith(UTF16)):
         return
     format_name = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
     if format_name is None and head[257:262] == b"ustar":

@@ -1,4 +1,4 @@
-"""Files of orders, shipping updates or returns as bulk jobs: read, validated line by
+"""Files of orders, shipping updates, returns or payments as bulk jobs: read, validated line by
 line, cut into parts, sent.
 
 A line is judged by events.decode, like every record.
@@ -8,6 +8,7 @@ CSV, NDJSON and Parquet, plain or gzipped, are told apart by their content. docs
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import sqlite3
 import sys
@@ -27,6 +28,8 @@ from contracts.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, K
 from contracts.errors import Refused, SourceError
 from domain import events
 from operations.submit.files import USUAL, Bounds, copied, no_room, temporary, write
+from operations.submit.mapped import MappedCsv
+from operations.submit.mapping import Mapping
 from operations.submit.parquet import Parquet
 from operations.submit.rows import Csv, Row, ndjson
 from settings import Settings
@@ -54,6 +57,7 @@ _MODEL: Final[dict[Kind, type[msgspec.Struct]]] = {
     "orders": incoming.OrderCreated,
     "shipments": incoming.ShipmentUpdated,
     "returns": incoming.OrderReturned,
+    "payments": incoming.OrderPaid,
 }
 
 
@@ -84,7 +88,9 @@ class Job:
     format: Format
     digest: str
     packed: str
-    """sha256 of the file as it came, where `digest` is that of what it holds."""
+    """sha256 of the file as it came."""
+    content: str
+    """The same of what it holds, unpacked. So is `digest`; with a mapping, of both."""
     spool: io.FileIO
     lines: int = 0
     accepted: int = 0
@@ -108,19 +114,27 @@ def prepare(
     format: Format | None = None,
     job: str | None = None,
     bounds: Bounds = USUAL,
+    mapping: Mapping | None = None,
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
-    """Read and validate a file (`-`: stdin).
+    """Read and validate a file (`-`: stdin), by a `mapping` if its columns are somebody else's.
     `refuse` gets each line that can't be taken in, `progress` the lines read.
 
     Needs as much room below $TMPDIR as the file
     has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a whole:
     then nothing of it counts.
     """
-    content, digest, packed = copied(path, stack, stdin, bounds)
+    if mapping is not None and kind != "orders":
+        raise SourceError("a mapping is for files of orders", f"leave it out for {kind}")
+    content, unpacked, packed = copied(path, stack, stdin, bounds, utf16=mapping is not None)
     file_format = format or _sniff(content)
-    job_ = Job(job or bulk.job_id(kind, digest), kind, file_format, digest, packed, temporary(stack))
+    # Read by another mapping the same file is another job.
+    both = None if mapping is None else f"{unpacked}:{mapping.digest}".encode()
+    digest = unpacked if both is None else hashlib.sha256(both).hexdigest()
+    job_ = Job(
+        job or bulk.job_id(kind, digest), kind, file_format, digest, packed, unpacked, temporary(stack)
+    )
     events_of_part: list[bytes] = []
     size = 0
 
@@ -130,7 +144,11 @@ def prepare(
         write(job_.spool, joined)
         events_of_part.clear()
 
-    for row in _rows(path, content, kind, job_, bounds, stack):
+    if mapping is None:
+        rows = _rows(path, content, kind, job_, bounds, stack)
+    else:
+        rows = _mapped(path, content, mapping, job_, bounds, stack)
+    for row in rows:
         job_.lines += 1
         if job_.lines % 1000 == 0:
             progress(job_.lines)
@@ -285,6 +303,17 @@ def _rows(
         return table.rows(columns, set(ITEM_COLUMNS), flat)
 
     return _orders(rows(), _Lines(rows(), stack)) if flat else rows()
+
+
+def _mapped(
+    path: str, content: io.BufferedReader, mapping: Mapping, job: Job, bounds: Bounds, stack: ExitStack
+) -> Iterator[Row]:
+    if content.peek(4).startswith(b"PAR1") or job.format == "parquet":
+        raise SourceError(f"{path}: Parquet, and a mapping is for CSV; nothing of it was sent")
+    job.format = "csv"
+    table = MappedCsv(path, content, mapping, bounds, stack)
+    job.ignored += table.ignored
+    return table.rows()
 
 
 class _Lines:

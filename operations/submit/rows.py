@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
     """A record of CSV. `why` it can't be read; `cells` is empty where not even they can be told apart;
     `text` as it stands there.
     """
@@ -111,12 +111,26 @@ class Csv:
     Blocks; what it reads stays where it is.
     """
 
-    def __init__(self, path: str, content: io.BufferedReader, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        path: str,
+        content: io.BufferedReader,
+        bounds: Bounds,
+        *,
+        delimiter: str = ",",
+        foreign: bool = False,
+        encoding: str = "UTF-8",
+    ) -> None:
         """Read the whole file once. Raises SourceError if it has no header, or one with a name twice, or too
         many.
+
+        `foreign`: the columns are somebody else's. Names may stand twice, empty cells beyond the header say
+        nothing, and which lines a quote swallowed is told by their cells. `encoding` stands in errors: the
+        content is UTF-8.
         """
         csv.field_size_limit(EVENT_BYTES)
         self._content, self._bounds = content, bounds
+        self._delimiter, self._foreign, self._encoding = delimiter, foreign, encoding
         self.torn: int | None = None
         """The line for whose sake quoted line breaks aren't read."""
         self.columns: list[str] = []
@@ -134,7 +148,7 @@ class Csv:
             raise SourceError(f"{path}: its first line is no header of CSV ({header.why.detail})")
         self.columns = [] if header is None else [name.strip() for name in header.cells]
         require_columns(path, self.columns, self._bounds)
-        repeated = twice(self.columns)
+        repeated = None if self._foreign else twice(self.columns)
         if repeated is not None:
             raise SourceError(
                 f"{path}: column {repeated!r} stands twice in its first line, which is the header; nothing of"
@@ -169,7 +183,13 @@ class Csv:
                 refused = without_order(record.cells[order_id])
             yield Row(record.line, values, refused, None, order, perhaps)
 
-    def _order_of(self, record: _Record, at: int) -> tuple[bytes | None, tuple[bytes, ...]]:
+    def records(self) -> Iterator[Record]:
+        """Every record but the header. A record without any text is none."""
+        records = self._records()
+        next(records, None)
+        yield from records
+
+    def _order_of(self, record: Record, at: int) -> tuple[bytes | None, tuple[bytes, ...]]:
         """Return the order of a record: certain if it has as many cells as the header, else only possible."""
         width = len(self.columns)
         if len(record.cells) == width:
@@ -182,7 +202,7 @@ class Csv:
             return None, ()
         return None, tuple(_uuids(",".join(pieces[max(0, at + min(0, moved)) : at + max(0, moved) + 1])))
 
-    def _records(self) -> Iterator[_Record]:
+    def _records(self) -> Iterator[Record]:
         """Every record, the header first. Raises _Torn if line breaks are read and one can't be meant so."""
         self._content.seek(0)
         lines = _lines(self._content)
@@ -191,15 +211,29 @@ class Csv:
                 continue
             held = [_text(line)]
             if cut:
-                yield _Record(number, [], _too_long(), held[0], whole=False)
+                yield Record(number, [], _too_long(), held[0], whole=False)
                 continue
             record = self._record(number, held, lines)
-            if len(held) > 1 and (record.why is not None or _swallows(record.cells)):
+            if len(held) > 1 and (record.why is not None or self._swallows(record.cells, held)):
                 raise _Torn(number)
             if record.why is not None or any(cell.strip() for cell in record.cells):
                 yield record
 
-    def _record(self, number: int, held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> _Record:
+    def _swallows(self, cells: list[str], held: list[str]) -> bool:
+        """Tell whether a cell with line breaks holds lines of the file, because its quotes don't belong
+        together: an id stands by itself in it, or each line by itself has cells enough for a record.
+        """
+        if self._foreign:
+            most = len(self.columns) - 1
+            return most > 0 and all(line.count(self._delimiter) >= most for line in held if line.strip())
+        return any(
+            uuid_of(piece) is not None
+            for cell in cells
+            if "\n" in cell
+            for piece in re.split(r"[,\r\n]", cell)
+        )
+
+    def _record(self, number: int, held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Record:
         cells: list[str] = []
         why: Refused | None = None
         try:
@@ -210,7 +244,10 @@ class Csv:
                     else f", and quoted line breaks aren't read because of line {self.torn}"
                 )
                 raise Refused(errors.FIELD_MALFORMED, f"a quote isn't closed in its line{more}")
-            cells = next(csv.reader(_joined(held, lines if self.torn is None else iter(())), strict=True))
+            rest = lines if self.torn is None else iter(())
+            cells = next(csv.reader(_joined(held, rest), delimiter=self._delimiter, strict=True))
+            while self._foreign and len(cells) > len(self.columns) > 0 and not cells[-1].strip():
+                del cells[-1]
             if self.columns and len(cells) != len(self.columns) and any(cell.strip() for cell in cells):
                 why = Refused(errors.FIELD_MALFORMED, f"{len(cells)} cells, not {len(self.columns)}")
             if any(cell[:1] in (" ", "\t") and cell.lstrip().startswith('"') for cell in cells):
@@ -221,10 +258,10 @@ class Csv:
             why = Refused(errors.FIELD_MALFORMED, _told(error))
         text = held[0] if len(held) == 1 else "".join(held)
         if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-            why = Refused(errors.FIELD_MALFORMED, "not UTF-8")
+            why = Refused(errors.FIELD_MALFORMED, f"not {self._encoding}")
         elif "\0" in text:
             why = Refused(errors.FIELD_MALFORMED, "it holds a NUL")
-        return _Record(number, cells, why, text)
+        return Record(number, cells, why, text)
 
 
 def _joined(held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Iterator[str]:
@@ -237,15 +274,6 @@ def _joined(held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Iterat
         if cut or size > EVENT_BYTES:
             raise csv.Error(f"above {EVENT_BYTES:,} bytes")
         yield held[-1]
-
-
-def _swallows(cells: list[str]) -> bool:
-    """Tell whether a cell with line breaks holds lines of the file, because its
-    quotes don't belong together.
-    """
-    return any(
-        uuid_of(piece) is not None for cell in cells if "\n" in cell for piece in re.split(r"[,\r\n]", cell)
-    )
 
 
 def _lines(content: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:

@@ -30,7 +30,9 @@ from uuid import UUID
 
 from contracts.bulk import Kind
 from contracts.errors import SourceError
+from operations.submit.cells import made_id
 from operations.submit.jobs import ITEM_COLUMNS, prepare
+from operations.submit.mapping import Mapping, parse
 
 COLUMNS: Final = [
     "order_id",
@@ -242,13 +244,13 @@ def _blank(text: bytes) -> bool:
     return not text.strip(b', \t\r\n\xef\xbb\xbf"')
 
 
-def sent(content: bytes, kind: Kind) -> list[dict[str, Any]] | None:
+def sent(content: bytes, kind: Kind, mapping: Mapping | None = None) -> list[dict[str, Any]] | None:
     """The events that a file would become; None: it is refused as a whole.
     Any exception but SourceError is a defect.
     """
     with ExitStack() as stack:
         try:
-            job = prepare("-", kind, stack, stdin=io.BytesIO(content))
+            job = prepare("-", kind, stack, stdin=io.BytesIO(content), mapping=mapping)
         except SourceError:
             return None
         events: list[dict[str, Any]] = []
@@ -349,6 +351,7 @@ class File(NamedTuple):
     judge: Callable[[list[dict[str, Any]]], None]
     right: int | None
     """So many events it has, for nothing of it is broken; None: nobody knows."""
+    mapping: Mapping | None = None
 
 
 def csv_file(rng: random.Random) -> File:
@@ -405,6 +408,85 @@ def _as_a_whole(rng: random.Random, content: bytes) -> bytes:
             return gzip.compress(content) + b"garbage"
         case _:
             return content
+
+
+FOREIGN: Final = ["number", "buyer", "date", "total", "seller", "sku", "quantity", "price", "note"]
+MAPPING: Final = parse(
+    b"""
+    lines = "item"
+    ids = { namespace = "7c6d1f6e-0b52-4b0e-9a55-3d6a3a6f0a11" }
+    [order]
+    order_id = { column = "number", uuid5 = "order" }
+    user_id = { column = "buyer", uuid5 = "user" }
+    time = { column = "date", format = "%d.%m.%Y", zone = "Europe/Berlin" }
+    currency = { constant = "EUR" }
+    total_amount = { column = "total" }
+    [item]
+    item_id = { from = "position" }
+    product_id = { column = "sku", uuid5 = "product" }
+    seller_id = { column = "seller", uuid5 = "seller" }
+    sku = { column = "sku" }
+    quantity = { column = "quantity" }
+    price = { column = "price" }
+    """,
+    "fuzz.toml",
+)
+
+
+def mapped_file(rng: random.Random) -> File:
+    """Orders of another program, a line an item, of which the last costs nothing; broken as CSV is."""
+    whole = []
+    for n in range(rng.randint(1, 6)):
+        number, count = f"#{1000 + n}", rng.randint(1, 3)
+        for k in range(count):
+            head = [f"b{n}@example.com", "03.04.2026", "10.00"] if k == 0 else ["", "", ""]
+            cells = [number, *head, "Ida & Co", f"lamp {k}", "1", "10.00" if k == 0 else "0.00"]
+            whole.append(Record(_line(rng, [*cells, rng.choice(NOTES)]), number))
+    records = broken(rng, whole)
+    intact = b"\n".join([",".join(FOREIGN).encode(), *(record.text for record in records)])
+    content = _as_a_whole(rng, intact)
+    right = len({record.owner for record in whole}) if records == whole and content == intact else None
+
+    def judge(events: list[dict[str, Any]]) -> None:
+        # Two stray quotes: what stands between them may be a note, and nobody can tell.
+        if content == intact and sum(record.text.count(b'"') % 2 for record in records) < 2:
+            judge_mapped(records, events)
+
+    return File(content, "orders", judge, right, MAPPING)
+
+
+def _says(text: bytes) -> list[str] | None:
+    """What a record of another program says by itself; empty cells beyond its columns say nothing."""
+    try:
+        [cells] = csv.reader(io.StringIO(text.decode("utf-8"), newline=""), strict=True)
+    except (UnicodeDecodeError, csv.Error, ValueError):
+        return None
+    while len(cells) > len(FOREIGN) and not cells[-1].strip():
+        del cells[-1]
+    return cells if len(cells) == len(FOREIGN) and b"\0" not in text and len(text) <= 5 << 20 else None
+
+
+def judge_mapped(records: list[Record], events: list[dict[str, Any]]) -> None:
+    """Raises Broken when an order is sent without a record of its own, or otherwise than they say."""
+    said: dict[str, list[list[str]]] = {}
+    unreadable: set[str] = set()
+    assert MAPPING.ids is not None
+    space = MAPPING.ids.namespace.bytes
+    for record in records:
+        cells = _says(record.text)
+        if cells is not None:
+            said.setdefault(made_id(space, "order", [cells[0].strip()]), []).append(cells)
+        elif record.owner is not None and record.owner.encode() in record.text:
+            unreadable.add(made_id(space, "order", [record.owner]))
+    for event in events:
+        if event["order_id"] in unreadable:
+            raise Broken(f"order {event['order_id']} is sent, and a record of it can't be read")
+        items = [[item["sku"], str(item["quantity"]), item["price"]] for item in event["items"]]
+        rows = said.get(event["order_id"], [])
+        if [row[0] for row in items] != [row[5].strip() for row in rows]:
+            raise Broken(f"order {event['order_id']} is sent with other items than its records say")
+        if event["total_amount"] != next((f"{Decimal(row[3]):.2f}" for row in rows if row[3].strip()), None):
+            raise Broken(f"order {event['order_id']} is sent with another total")
 
 
 def ndjson_file(rng: random.Random) -> File:
@@ -567,13 +649,13 @@ def files(count: int, seed: int) -> Iterator[tuple[int, File]]:
     """So many files, each with the number that makes it again."""
     for n in range(seed, seed + count):
         rng = random.Random(n)
-        [make] = rng.choices((csv_file, ndjson_file, parquet_file), (88, 10, 2))
+        [make] = rng.choices((csv_file, mapped_file, ndjson_file, parquet_file), (73, 15, 10, 2))
         yield n, make(rng)
 
 
 def check(file: File) -> int:
     """How many events of a file would be sent. Raises Broken, or whatever `prepare` raises and mustn't."""
-    events = sent(file.content, file.kind)
+    events = sent(file.content, file.kind, file.mapping)
     if file.right is not None and len(events or ()) != file.right:
         raise Broken(f"{len(events or ())} sent of {file.right}, and nothing of them is broken")
     file.judge(events or [])

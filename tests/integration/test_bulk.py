@@ -177,7 +177,7 @@ def submit_with_refused_lines(folder: Path) -> dict[str, Any]:
 
 
 def submit_what_happens() -> list[dict[str, Any]]:
-    """Shipping updates with refused lines beside them, and as CSV; a return as Parquet."""
+    """Shipping updates with refused lines beside them, and as CSV; a return as Parquet; payments."""
     scans = [
         {
             "order_id": order_id(n),
@@ -215,11 +215,17 @@ def submit_what_happens() -> list[dict[str, Any]]:
         buffer,
     )
     came = submit("returns", "-", stdin=buffer.getvalue())
-    return [more, shipped, came]
+    paid = "order_id,payment_id,amount,currency,method,time\n"
+    paid += (
+        f"{order_id(3)},{parcel(31)},30.00,EUR,card,{at(2)}\n{order_id(4)},{parcel(41)},1.005,EUR,,{at(2)}\n"
+    )
+    captured = submit("payments", "-", stdin=paid.encode(), code=1)
+    assert (captured["accepted"], captured["refusals"][0]["line"]) == (1, 3)
+    return [more, shipped, came, captured]
 
 
 async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
-    """Six files of orders, three of what happens to them; refused lines beside them; submitted
+    """Six files of orders, four of what happens to them; refused lines beside them; submitted
     twice; the audit is clean.
     """
     jobs, mixed, later = submit_orders(tmp_path), submit_with_refused_lines(tmp_path), submit_what_happens()
@@ -245,6 +251,8 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     ]
     assert await values(fresh, "SELECT count(*) FROM orders_shipment WHERE status = 'in_transit'") == [3]
     assert await values(fresh, "SELECT status FROM orders_return") == ["processed"]
+    paid = [json.loads(each.value) for each in await read(fresh, "order.paid")]
+    assert [(each["order_id"], each["amount"]) for each in paid] == [(order_id(3), "30.00")]
     letters = Counter(dict(each.headers)["dlq_topic"] for each in await read(fresh, DLQ))
     assert letters == {b"order.bulk": 2, b"order.created": 1}
     ids = {dict(each.headers).get("ce_id") for each in await read(fresh, "order.created")}

@@ -128,3 +128,12 @@ async def test_while_the_lag_cannot_be_read_events_leave_at_the_floor(
     assert "the lanes' lag can't be read" in caplog.text
     await unpacker.close()
     assert REGISTRY.get_sample_value("orders_bulk_rate") == 0
+
+
+def test_readers_of_the_first_version_see_no_kind_that_they_do_not_know() -> None:
+    schemas = {
+        kind: dict(bulk.completed(JOB, kind, 1, 1, EVENT["time"])[1])["ce_dataschema"].decode()
+        for kind in bulk.KINDS
+    }
+    first = "urn:orders:bulk.completed/v1"
+    assert schemas == {**dict.fromkeys(bulk.KINDS, first), "payments": first.replace("v1", "v2")}

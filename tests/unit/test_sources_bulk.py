@@ -529,8 +529,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     file.write_text(HEADER + PAID + "\n" + GIFT)
     look = copies._require_data
 
-    def changing(path: str, block: bytes) -> None:
-        look(path, block)
+    def changing(path: str, block: bytes, *, utf16: bool) -> None:
+        look(path, block, utf16=utf16)
         match change:
             case "grow":
                 with file.open("a") as out:
@@ -594,3 +594,16 @@ def test_line_ends_that_are_none_are_told_as_such() -> None:
         taken((HEADER + FIRST + SECOND).replace("\n", "\r").encode())
     refused = taken((HEADER + FIRST + SECOND.replace("sku-2", "sku\r2")).encode())[2]
     assert [(each.line, each.detail) for each in refused] == [(2, f"in line 3: {detail}")]
+
+
+def test_payments_are_rows_of_order_paid() -> None:
+    paid = VALID["order.paid"]
+    text = ",".join([*paid, "time"]) + "\n" + ",".join([*map(str, paid.values()), at(1)]) + "\n"
+    job, [[event]], refused = taken(
+        (text + text.splitlines()[1].replace(at(1), "") + "\n").encode(), "payments"
+    )
+    assert (job.accepted, [(each.line, each.reason) for each in refused]) == (1, [(3, errors.FIELD_MISSING)])
+    assert {name: event[name] for name in paid} == paid
+    part = BulkPart(UUID(JOB), 1, 1, [json.dumps(event).encode()])  # type: ignore[list-item]
+    [unpacked] = bulk.unpack("payment.bulk", part, None)
+    assert dict(unpacked.headers)["ce_type"] == b"order.paid"

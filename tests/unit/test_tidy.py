@@ -294,6 +294,7 @@ def test_json_that_anybody_may_have_written_is_read_where_its_depth_ends_no_prog
         "reference/examples.py": "what our own functions made",
         "workload/poison.py": "an event that our generator made",
         "operations/submit/parquet.py": "its own arguments",
+        "operations/submit/mapped.py": "what it has encoded itself",
         "operations/notices.py": "what it has encoded itself",
         "operations/whatif.py": "what it has encoded itself",
         "operations/replay.py": "what it has encoded itself",
