@@ -492,7 +492,7 @@ class Verifier:
                     "updated_at",
                     "version",
                 )
-                expected.append(dict(zip(names, (row[0], row[1], *row[3:6], *row[7:]), strict=True)))
+                expected.append(dict(zip(names, (row[0], row[1], *row[3:6], *row[8:]), strict=True)))
             if not any(_holds(each, cached) for each in expected):
                 yield f"order {order_id}: cached {cached}, expected {expected[0]}"
             for shipment_id, scan in readings[0].parcels.items():
