@@ -34,7 +34,7 @@ Constant = Annotated[str, Meta(min_length=1, max_length=1000)]
 class MappingError(OrdersError):
     """A mapping that can't be read or says what can't be. The message names the place in it."""
 
-    remedy = "docs/mapping.md lists the keys of a mapping; `orders bulk mapping shopify` prints one"
+    remedy = "see docs/mapping.md, or what orders bulk mapping shopify prints"
 
 
 class _Strict(Struct, forbid_unknown_fields=True, rename="kebab"):
@@ -291,7 +291,7 @@ def parse(content: bytes, name: str) -> Mapping:
         raise MappingError(f"{name}: not TOML ({type(error).__name__})") from None
     for key in ("digest", "name"):
         if key in table:
-            raise MappingError(f"{name}: Object contains unknown field `{key}`")
+            raise MappingError(f"{name}: {key} is no key of a mapping")
     try:
         mapping = msgspec.convert(table, Mapping)
     except msgspec.ValidationError as error:

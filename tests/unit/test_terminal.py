@@ -111,6 +111,7 @@ def test_what_would_steer_a_terminal_is_escaped(text: object, shown: str) -> Non
 
 PRINTS = {
     "cli/bench.py": "text",  # JSON
+    "cli/bulk.py": "ready_text(name)",  # a file of our own
     "cli/events.py": "json.dumps(reference(), indent=2) if as_json else markdown()",  # of our own code
     "cli/main.py": "ctx.get_help()",  # with its colours
     "cli/personal.py": "before",  # JSON
