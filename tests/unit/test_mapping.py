@@ -63,7 +63,7 @@ def test_a_mapping_in_a_file_is_found_by_its_path(tmp_path: Any) -> None:
             'column = "Versand" }\ntaxes = [{ column = "USt", code = "VAT" }]',
             "order.prices_include_tax is missing",
         ),
-        ("[file]", "digest = 'x'\n[file]", "unknown field `digest`"),
+        ("[file]", "digest = 'x'\n[file]", "digest is no key"),
         ("[file]", "[file", "not TOML"),
     ],
 )
