@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import astuple
 
-from audit.stores import TABLES, comparable
+from audit.stores import TABLES, columns, comparable
 from contracts.statuses import OrderStatusText, ParcelStatusText
 from settings import Settings
 from sinks.redis import CacheCheckpoint
@@ -76,9 +76,8 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
     by_table = {}
     for table in TABLES:
-        by_table[table] = {
-            comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")
-        }
+        found = await place.fetch(f"SELECT {', '.join(columns(table))} FROM {table}")
+        by_table[table] = {comparable(table, tuple(map(as_text, row))) for row in found}
     return by_table
 
 
