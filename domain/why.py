@@ -46,7 +46,7 @@ SAYS: Final[Mapping[str, str]] = {
     "closed_stock_released": "no unit is live: they were released",
     "closed_stock_rejected": "no unit is live: they were rejected",
     "closed_stock_unanswered": "no unit is live: nobody answered for the stock",
-    "refund_return": "a processed return is paid once, its units' price less the discount",
+    "refund_return": "a processed return is paid once: what its units cost less the discount, with their tax",
     "refund_stock": "a seller's units that aren't live are paid once, with the shipping of lines without one",
     "refund_closed": "no unit is live, so all captured money that isn't refunded yet is",
 }
