@@ -76,8 +76,8 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
     by_table = {}
     for table in TABLES:
-        found = await place.fetch(f"SELECT {', '.join(columns(table))} FROM {table}")
-        by_table[table] = {comparable(table, tuple(map(as_text, row))) for row in found}
+        here = await place.fetch(f"SELECT {', '.join(columns(table))} FROM {table}")
+        by_table[table] = {comparable(table, tuple(map(as_text, row))) for row in here}
     return by_table
 
 
