@@ -844,9 +844,11 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
         document = (await s.get("/openapi.json")).json()
         import_module("openapi_spec_validator").validate(document)
         assert set(document["paths"]) == {
+            "/orders",
             "/orders/{order_id}",
             "/orders/{order_id}/explain",
             "/orders/{order_id}/story",
+            "/orders/{order_id}/timeline",
             "/users/{user_id}/orders",
             "/tracking/{number}",
             "/sellers/{seller_id}/suborders",

@@ -302,7 +302,7 @@ async def row_too_many(world: World, name: str) -> None:
         "x",
         "requested",
         None,
-        *rows["orders_order"][0][7:],
+        *rows["orders_order"][0][-3:],
     )
     await world.insert("orders_return", [row])
 
