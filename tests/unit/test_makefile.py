@@ -209,17 +209,18 @@ test "$(grep -c '^tests/' "$NOTES")" -lt "$FAILS_AT"
 
 
 @pytest.mark.parametrize(
-    ("failed", "fails_at", "code", "runs"),
+    ("failed", "fails_at", "rest", "code", "runs"),
     [
-        ((), 9, 2, 0),  # lint, say
-        (("tests/unit/test_makefile.py::test_b[c d]",), 9, 0, 3),
-        (("tests/unit/test_makefile.py::test_b[c d]",), 3, 2, 3),
-        (("tests/unit/test_makefile.py::test_b[c d]",), 1, 2, 1),
-        (tuple(f"tests/unit/test_makefile.py::test_{n}" for n in range(4)), 9, 2, 0),
+        ((), 9, 0, 2, 0),  # lint, say
+        (("tests/unit/test_makefile.py::test_b[c d]",), 9, 0, 0, 3),
+        (("tests/unit/test_makefile.py::test_b[c d]",), 9, 1, 1, 3),  # a wrong type beside it
+        (("tests/unit/test_makefile.py::test_b[c d]",), 3, 0, 2, 3),
+        (("tests/unit/test_makefile.py::test_b[c d]",), 1, 0, 2, 1),
+        (tuple(f"tests/unit/test_makefile.py::test_{n}" for n in range(4)), 9, 0, 2, 0),
     ],
 )
 def test_ci_runs_a_few_failed_tests_again_alone(
-    tmp_path: Path, failed: tuple[str, ...], fails_at: int, code: int, runs: int
+    tmp_path: Path, failed: tuple[str, ...], fails_at: int, rest: int, code: int, runs: int
 ) -> None:
     for folder in (".ci", ".venv/bin", "bin", "new"):
         (tmp_path / folder).mkdir(parents=True)
@@ -230,7 +231,8 @@ def test_ci_runs_a_few_failed_tests_again_alone(
     (tmp_path / "new/lastfailed").write_text(json.dumps(dict.fromkeys(failed, True)) if failed else "")
     make = tmp_path / "bin/make"
     make.write_text(
-        "#!/bin/sh\nmkdir -p .pytest_cache/v/cache && cp new/lastfailed .pytest_cache/v/cache/; exit 2\n"
+        "#!/bin/sh\nmkdir -p .pytest_cache/v/cache && cp new/lastfailed .pytest_cache/v/cache/"
+        f"\n[ \"$*\" = 'lint layers types' ] && exit {rest}; exit 2\n"
     )
     for program in (make, pytest_):
         program.chmod(0o755)
