@@ -112,6 +112,8 @@ class PostgresSink:
         self._schema = schema
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._partition_by: PartitionBy | None = None
+        self.taken_away = 0
+        """How often a write found tables gone."""
         timeout = settings.postgres_statement_timeout
         self._connector = Connector(
             settings.postgres,
@@ -172,6 +174,7 @@ class PostgresSink:
                 return await self._write_once(self._pool, filled)
         except TablesTakenAway:
             self._connector.drop()  # what comes back may be older, and new connections have that looked at
+            self.taken_away += 1
             raise
 
     async def _write_once(

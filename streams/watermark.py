@@ -5,8 +5,9 @@ rows of their orders have their versions, or higher ones. They haven't once Post
 point, or a standby took over that was behind. Workers don't mend that: they go on, and say what does.
 
 Traffic makes single orders whole, those that were written last first. So once one is found behind, all of the
-lane's orders are looked at, and the lane counts as behind until each was looked at and has its rows. A note
-beside the lane's offsets says so to whoever has the lane next, who begins anew (docs/decisions/0051).
+lane's orders are looked at, as they are once tables were gone, and the lane counts as behind until each was
+looked at and has its rows. A note beside the lane's offsets says so to whoever has the lane next, who begins
+anew (docs/decisions/0051).
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Rows(Protocol):
     def connections(self) -> int:
         """How many connections were made."""
 
+    @property
+    def taken_away(self) -> int:
+        """How often a write found tables gone."""
+
     async def versions(self, order_ids: Sequence[str]) -> dict[str, int]:
         """The versions of these orders' rows, without those that there are none of."""
 
@@ -64,6 +69,8 @@ class _Search:
     """Orders whose rows are older, with the versions that they should have."""
     connections: int = -1
     """Of Postgres, when the states written last were compared."""
+    taken_away: int = 0
+    """How often tables had been gone then."""
     latest: list[bytes] = field(default_factory=list)
     """Keys of the states that were written last then, or a moment ago: what has waited for Postgres is
     written at once when it is back, and whole.
@@ -92,6 +99,7 @@ class Watermark:
         """Compare as long as the lane is open; cancel it then. Doesn't raise: it only tells."""
         # Of a lane that nothing is known of, as after orders partitions, all orders are looked at too.
         search = _Search(lane, lane.found == NOTE, None if lane.found == "" else b"")
+        search.taken_away = self._rows.taken_away
         try:
             if search.found:
                 self._tell(search)
@@ -126,8 +134,10 @@ class Watermark:
             latest = _expected((k, s) for k, s in zip(keys, states, strict=True) if s is not None)
             search.behind = await self._compare(latest | search.behind)
             search.connections, search.looked_at = connections, now
-            if search.behind or search.found:
+            # After tables were gone, what waited for them may have made all of the latest orders whole.
+            if search.behind or search.found or search.taken_away != self._rows.taken_away:
                 search.after = b""
+            search.taken_away = self._rows.taken_away
         elif search.behind and now >= search.looked_at + AGAIN:
             search.behind = await self._compare(search.behind)
             search.looked_at = now

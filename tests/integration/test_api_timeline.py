@@ -82,7 +82,7 @@ async def service(filled: Settings, tmp_path: Path) -> AsyncIterator[Service]:
 async def opened(settings: Settings, folder: Path) -> AsyncIterator[Service]:
     store = folder / "keys"
     store.write_text("")
-    app = create_app(Settings.model_validate(dict(settings) | {"api_key_store": store}))
+    app = create_app(settings.model_copy(update={"api_key_store": store}))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://orders.example") as client:
         try:

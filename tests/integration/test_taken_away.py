@@ -13,6 +13,7 @@ from tests.workers import ORDERS, audit, orders, processed, worker
 from workload import generator
 from workload.producer import send
 
+NEW_SCHEMA = "CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public"
 HISTORY = list(generator.events(300, 63))
 SHARE = len(HISTORY) // 3
 
@@ -22,15 +23,14 @@ async def test_tables_that_are_taken_away_are_waited_for(fresh: Settings, tmp_pa
     with worker(tmp_path) as running:
         await send(fresh, HISTORY[:SHARE])
         processed()
-        await execute(postgres, "ALTER SCHEMA public RENAME TO away; CREATE SCHEMA public")
+        await execute(postgres, f"ALTER SCHEMA public RENAME TO away; {NEW_SCHEMA}")
         await send(fresh, HISTORY[SHARE : 2 * SHARE])
         until(lambda: "TablesTakenAway: Postgres says: relation " in running.text(), "it waits and says why")
         assert "put back what was there (a backup, or orders init" in running.text()
         await execute(postgres, "DROP SCHEMA public; ALTER SCHEMA away RENAME TO public")
         processed()
         audit()
-        gone = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public"
-        await execute(postgres, gone)
+        await execute(postgres, f"DROP SCHEMA public CASCADE; {NEW_SCHEMA}")
         await send(fresh, HISTORY[2 * SHARE :])
         until(lambda: running.text().count("waits since") > 1, "it waits again")
         await migrate.upgrade(fresh)

@@ -30,6 +30,7 @@ class Rows:
 
     def __init__(self, *whole: bytes) -> None:
         self.connections = 1
+        self.taken_away = 0
         self.whole = set(map(ids.text, whole))
         self.errors: list[Exception] = []
         self.asked: list[set[str]] = []
@@ -195,6 +196,19 @@ async def test_what_waited_for_postgres_hides_nothing() -> None:
     lane.written_last = OTHERS[:2]  # by a batch, as soon as there was a connection again
     rows.connections += 1
     await settled(lambda: gauge(49) == 2)
+    end(task)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_once_tables_were_gone_all_orders_are_looked_at(gone: bool) -> None:
+    rows, lane = Rows(A, B, *OTHERS), Lane(50)
+    (task,) = watched(rows, lane)
+    await settled(lambda: len(rows.asked) == 1)
+    rows.whole = {ids.text(A), ids.text(B)}  # which traffic has made whole
+    rows.taken_away += gone
+    rows.connections += 1
+    await settled(lambda: len(rows.asked) > 1)
+    await settled(lambda: gauge(50) == (len(OTHERS) if gone else None))
     end(task)
 
 
