@@ -4,12 +4,17 @@ nothing else moves meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 from aiokafka.admin import NewTopic
 
+from api.app import create_app
+from api.keys import changing, made
 from contracts import ids
 from contracts.errors import Refused
 from domain import events, rows
@@ -32,6 +37,27 @@ def with_kafka(stack: Servers, settings: Settings) -> Settings:
     """Settings of a group that nobody else has, and of the stack's Kafka."""
     kafka = {name: value for name, value in settings_of(stack.env) if name.startswith("kafka")}
     return settings.model_copy(update=kafka | {"group": f"{GROUPS}{uuid4().hex[:12]}", "partitions": 2})
+
+
+@asynccontextmanager
+async def served(settings: Settings, store: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API, with an empty file of named keys, `store`."""
+    store.write_text("")
+    app = create_app(settings.model_copy(update={"api_key_store": store}))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://orders.example") as client:
+        try:
+            yield client
+        finally:
+            await app.state.reader.close()
+
+
+def new_key(store: Path, *scopes: str) -> str:
+    """A key with these scopes, added to the file."""
+    with changing(store) as keys:
+        line, key = made(f"key-{len(keys)}", scopes)
+        keys.append(line)
+    return key
 
 
 def folded(count: int, seed: int = 1) -> dict[UUID, Order]:

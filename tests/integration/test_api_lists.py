@@ -19,8 +19,6 @@ import httpx
 import pytest
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
-from api.app import create_app
-from api.keys import changing, made
 from contracts.statuses import OrderStatusText
 from domain.shapes import ItemRow, OrderRow
 from operations.postgres import regions
@@ -33,6 +31,7 @@ from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from sinks.schema import PARTITION_COLUMNS, PartitionBy
 from tests.contract.places import drop_database, new_database
+from tests.integration.api_world import new_key, served
 from tests.servers import as_admin
 from tests.stackfixture import Servers
 
@@ -107,10 +106,7 @@ class Service(NamedTuple):
     store: Path
 
     def key(self, *scopes: str) -> str:
-        with changing(self.store) as keys:
-            line, key = made(f"key-{len(keys)}", scopes)
-            keys.append(line)
-        return key
+        return new_key(self.store, *scopes)
 
     async def get(self, key: str, code: int = 200, /, **query: Any) -> Any:
         answer = await self.client.get("/orders", params=query, headers={"Authorization": f"Bearer {key}"})
@@ -162,14 +158,8 @@ async def service(filled: Settings, tmp_path: Path) -> AsyncIterator[Service]:
 @asynccontextmanager
 async def opened(filled: Settings, folder: Path) -> AsyncIterator[Service]:
     store = folder / "keys"
-    store.write_text("")
-    app = create_app(filled.model_copy(update={"api_key_store": store}))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://orders.example") as client:
-        try:
-            yield Service(client, filled, store)
-        finally:
-            await app.state.reader.close()
+    async with served(filled, store) as client:
+        yield Service(client, filled, store)
 
 
 def ids(orders: list[Any]) -> list[str]:

@@ -14,8 +14,6 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from api.app import create_app
-from api.keys import changing, made
 from cli.main import app as cli
 from contracts import times
 from domain.explain import explain
@@ -23,7 +21,7 @@ from domain.order import Order
 from settings import Settings
 from sinks.migrate import upgrade
 from tests.contract.places import drop_database, new_database
-from tests.integration.api_world import World, folded, with_kafka
+from tests.integration.api_world import World, folded, new_key, served, with_kafka
 from tests.integration.test_api_scopes import rich
 from tests.stackfixture import Servers
 
@@ -42,10 +40,7 @@ class Service(NamedTuple):
         return SOME[self.order_id]
 
     def key(self, *scopes: str) -> str:
-        with changing(self.store) as keys:
-            line, key = made(f"key-{len(keys)}", scopes)
-            keys.append(line)
-        return key
+        return new_key(self.store, *scopes)
 
     async def get(self, key: str, code: int = 200, order: object = None, /, **query: Any) -> httpx.Response:
         answer = await self.client.get(
@@ -81,14 +76,8 @@ async def service(filled: Settings, tmp_path: Path) -> AsyncIterator[Service]:
 @asynccontextmanager
 async def opened(settings: Settings, folder: Path) -> AsyncIterator[Service]:
     store = folder / "keys"
-    store.write_text("")
-    app = create_app(settings.model_copy(update={"api_key_store": store}))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://orders.example") as client:
-        try:
-            yield Service(client, settings, store, next(i for i, o in SOME.items() if rich(o)))
-        finally:
-            await app.state.reader.close()
+    async with served(settings, store) as client:
+        yield Service(client, settings, store, next(i for i, o in SOME.items() if rich(o)))
 
 
 async def test_it_tells_what_the_rules_make_of_the_facts(service: Service) -> None:
