@@ -110,8 +110,9 @@ bench: $(STAMP) ## Measure events/s, latency and where the time goes
 peers: $(STAMP) ## Measure the same beside other ways to do a part of it (ORDERS=N for a quick try, ONLY=a,b)
 	$(BIN)/python -m benchmarks.peers $(if $(ORDERS),--orders $(ORDERS) --seconds 5) $(if $(ONLY),--only $(ONLY))
 
-docs: $(STAMP) ## Write docs/events.md and contracts/ again from the code
+docs: $(STAMP) ## Write docs/events.md, docs/reference/ and contracts/ again from the code
 	$(BIN)/orders events > docs/events.md
+	$(BIN)/python -m reference.metrics > docs/reference/metrics.md
 	$(BIN)/orders events --write contracts
 
 requirements: ## Compile requirements*.txt anew from pyproject.toml, and the peers' (needs uv)

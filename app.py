@@ -23,6 +23,7 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
 from streams.bulk import BulkService
+from streams.health import HealthWatch
 from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
@@ -41,6 +42,7 @@ class OrdersApp(BatchApp):
         self._all_settings = settings
         self.rows_sink = PostgresSink(settings)
         self.cache_sink = RedisSink(settings)
+        self.health = HealthWatch(self, self.rows_sink, self.cache_sink)
 
     async def on_first_start(self) -> None:
         """Open the sinks. Raises what asyncpg raises if Postgres can't be reached; Redis may be away."""
@@ -48,6 +50,7 @@ class OrdersApp(BatchApp):
         await self.cache_sink.start()
         await super().on_first_start()
         self.add_future(metrics.watch_loop())
+        self.add_future(self.health.watch())
 
     async def check_lanes(self) -> None:
         """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.

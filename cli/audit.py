@@ -116,6 +116,7 @@ async def _follow(settings: Settings, *, cache: bool, json: bool, **options: Any
     """Follow until a signal comes; returns the exit code."""
     from cli.probes import serve
     from streams import metrics
+    from streams.probes import Health
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -155,7 +156,7 @@ async def _follow(settings: Settings, *, cache: bool, json: bool, **options: Any
         probes = serve(settings, metrics.AUDIT)
         if probes is not None:
             waits = "what was written before is audited first"
-            probes.watch(asyncio.get_running_loop(), lambda: None if follower.at else waits)
+            probes.watch(asyncio.get_running_loop(), lambda: Health(waits=None if follower.at else waits))
         clean = await follow(follower, stop)
     return 0 if clean else 1
 

@@ -16,7 +16,7 @@ import compiled
 from errors import OrdersError
 from operations.servers import require
 from settings import Settings, get_settings
-from streams.probes import Probes
+from streams.probes import Health, Probes
 
 
 class Role(Enum):
@@ -84,7 +84,7 @@ def worker_command(
 
     def begun(loop: asyncio.AbstractEventLoop) -> None:
         if probes is not None:
-            probes.watch(loop, lambda: None if app.ready else "lanes aren't open yet")
+            probes.watch(loop, app.health.look)
 
     raise typer.Exit(run_worker(app, begun))
 
@@ -102,7 +102,7 @@ async def _bulk(settings: Settings, probes: Probes | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if probes is not None:
-        probes.watch(asyncio.get_running_loop(), lambda: waits)
+        probes.watch(asyncio.get_running_loop(), lambda: Health(waits=waits))
 
     def ready() -> None:
         nonlocal waits

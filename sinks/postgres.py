@@ -25,6 +25,7 @@ from msgspec import structs
 
 from domain.shapes import Row
 from settings import Settings
+from sinks.availability import Availability
 from sinks.connection import Connector, HalfOpen, TablesTakenAway, tables_there, watched
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
@@ -114,6 +115,9 @@ class PostgresSink:
         self._partition_by: PartitionBy | None = None
         self.taken_away = 0
         """How often a write found tables gone."""
+        self.availability = Availability(
+            answers=(asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+        )
         timeout = settings.postgres_statement_timeout
         self._connector = Connector(
             settings.postgres,
@@ -170,7 +174,7 @@ class PostgresSink:
             return 0
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         try:
-            with tables_there():
+            with tables_there(), self.availability.asked():
                 return await self._write_once(self._pool, filled)
         except TablesTakenAway:
             self._connector.drop()  # what comes back may be older, and new connections have that looked at

@@ -296,6 +296,10 @@ class RedisSink:
         """Whether the last attempt failed. While it is true, only probes are sent."""
         return self._away_since is not None
 
+    def away_for(self) -> float:
+        """Seconds since the first of the attempts that failed in a row; 0: the last one worked."""
+        return 0.0 if self._away_since is None else asyncio.get_running_loop().time() - self._away_since
+
     async def start(self) -> None:
         """Do nothing: the first write connects. A Redis that is away must not hold up a start."""
 

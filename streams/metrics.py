@@ -55,6 +55,37 @@ async def watch_loop() -> None:
         LOOP_LAG.observe(max(0.0, clock() - due))
 
 
+LANE_LAG: Final = Gauge(
+    "orders_lane_lag_records",
+    "Records in the lane's input topics that it hasn't finished, as far as it knows where they end.",
+    ["lane"],
+)
+LANE_LAG_SECONDS: Final = Gauge(
+    "orders_lane_lag_seconds",
+    "Seconds since the brokers took the oldest record that the lane has and hasn't finished. 0: it has none.",
+    ["lane"],
+)
+LANE_WAITING: Final = Gauge(
+    "orders_lane_waiting_seconds",
+    "Seconds for which the lane has waited for a server. 0: it doesn't wait.",
+    ["lane"],
+)
+LANE_BUSY: Final = Gauge(
+    "orders_lane_busy_seconds",
+    "Seconds for which the lane's batch hasn't got on. 0: it has no batch.",
+    ["lane"],
+)
+SERVER_AWAY: Final = Gauge(
+    "orders_server_away_seconds",
+    "Seconds for which a server hasn't answered this worker. 0: it answers, or nobody has asked.",
+    ["server"],
+)
+"""server: kafka, postgres, redis."""
+RETRIES: Final = Counter("orders_retries_total", "Attempts at a batch that failed and are made again.")
+REWINDS: Final = Counter(
+    "orders_rewinds_total", "Times that records were lost on their way to a lane and read again."
+)
+
 ROWS_BEHIND: Final = Gauge(
     "orders_rows_behind",
     "Orders known to have older rows in Postgres than they had; there until all of the lane have their rows.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
 from streams.transport.delivery import Delivery, Outage, describe
 from streams.transport.errors import FolderInUse, TooFewPartitions, Unreachable
-from streams.transport.lane import LaneSpec, Limits, Opened
+from streams.transport.lane import LaneLook, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.records import Record
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -269,6 +270,25 @@ class BatchApp(faust.App):
     def ready(self) -> bool:
         """True while all lanes that are ours are open: assigned, recovered, delivering. There may be none."""
         return self._consumer is not None and cast(Consumer, self._consumer).standing
+
+    def look(self) -> list[LaneLook]:
+        """How the open lanes do. Never blocks; to be called in the main thread."""
+        consumer = cast("Consumer | None", self._consumer)
+        return [] if consumer is None else consumer.look(time.monotonic())
+
+    def standing_still(self, limit: float) -> list[LaneLook]:
+        """Open lanes whose batch hasn't got on for more than `limit` seconds though they wait for no server.
+        Never blocks; to be called in the main thread.
+        """
+        consumer = cast("Consumer | None", self._consumer)
+        return [] if consumer is None else consumer.standing_still(time.monotonic(), limit)
+
+    def kafka_away(self) -> float:
+        """Seconds since the brokers last answered a heartbeat, once that is too long to write; otherwise 0.
+        Before the first one 0, too.
+        """
+        consumer = cast("Consumer | None", self._consumer)
+        return 0.0 if consumer is None else consumer.away()
 
     def stats(self) -> TransportStats:
         """A snapshot for metrics. Never blocks; to be called in the main thread."""

@@ -29,7 +29,7 @@ from streams.transport.errors import (
     PartitionMismatch,
     Stalled,
 )
-from streams.transport.lane import Claim, Lane, LaneContext, LaneState
+from streams.transport.lane import Claim, Lane, LaneContext, LaneLook, LaneState
 from streams.transport.offset_tracker import Offer, OffsetTracker
 from streams.transport.ordinary import OrdinaryTopics
 from wire.denied import acl
@@ -276,6 +276,31 @@ class Consumer(driver.Consumer):
         specs = self._app.specs_by_topic
         return all(TP(*tp) in self.trackers for tp in claimed[0].tps if tp.topic in specs)
 
+    def look(self, now: float) -> list[LaneLook]:
+        """How the open lanes do. `now`: by time.monotonic(). Never blocks."""
+        return [lane.look(now, self._thread.end_of) for lane in self.lanes.values()]
+
+    def standing_still(self, now: float, limit: float) -> list[LaneLook]:
+        """Lanes whose batch hasn't got on for more than `limit` seconds though they wait for nothing.
+
+        None while the brokers are away: that is not this worker's fault.
+        """
+        if not self._thread.leased():
+            return []
+        outages = self._app.delivery.outages
+        return [
+            look
+            for look in self.look(now)
+            if look.still is not None and look.still > limit and look.name not in outages
+        ]
+
+    def away(self) -> float:
+        """Seconds since the coordinator last accepted a heartbeat, once the lease is over; otherwise 0.
+        Before the first one 0, too.
+        """
+        unproven = self._thread.unproven()
+        return 0.0 if self._thread.leased() or unproven == float("inf") else unproven
+
     def _open(self, starts: Mapping[TP, Start]) -> None:
         app = self._app
         order = {topic: number for number, topic in enumerate(app.specs_by_topic)}
@@ -487,17 +512,16 @@ class Consumer(driver.Consumer):
             self._unserved_since = None
             return  # the broker is away: not this worker's fault
         for lane in self.lanes.values():
-            busy = lane.moved_at
             fenced = now - lane.state_since if lane.state is LaneState.FENCED else 0.0
             if fenced > limit:
                 raise Stalled(
                     f"lane {lane.name} was taken over {fenced:.0f} s ago, but the group has not said who"
                     " has it"
                 )
-            if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
-                raise Stalled(
-                    f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)"
-                )
+        for look in self.standing_still(now, limit):
+            raise Stalled(
+                f"lane {look.name}: one batch has taken {look.still:.0f} s (the limit is {limit:.0f} s)"
+            )
         assignment = self._thread.assignment_now()
         served = (
             bool(self.lanes)

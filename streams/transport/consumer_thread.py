@@ -212,6 +212,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Main: True while writing is allowed."""
         return self.lease.valid(clock())
 
+    def unproven(self) -> float:
+        """Main: seconds since the last heartbeat that the coordinator accepted; infinite before the first."""
+        return clock() - self.lease.proven
+
+    def end_of(self, tp: TP) -> int | None:
+        """Main: where the log ended when it was last fetched; None: not fetched yet, or not assigned."""
+        assignment = self.assignment_now()
+        state = None if assignment is None or tp not in assignment.tps else assignment.state_value(tp)
+        return None if state is None else cast("int | None", state.highwater)
+
     def assignment_now(self) -> Any:
         """Main: the assignment object of this moment, or None."""
         subscription = self._consumer._subscription.subscription if self._consumer is not None else None

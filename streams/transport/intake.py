@@ -46,6 +46,12 @@ class Intake:
         return sum(tracker.size for tracker in self.trackers)
 
     @property
+    def oldest(self) -> int | None:
+        """When the brokers took the oldest pending record, ms since 1970; None: nothing is pending."""
+        chunks = [tracker.pending[0].records for tracker in self.trackers if tracker.pending]
+        return min((records[0].timestamp for records in chunks if records), default=None)
+
+    @property
     def full(self) -> bool:
         """True while only trackers that have nothing pending are fetched."""
         return self.pending_records >= self._most_records or self.pending_bytes >= self._most_bytes

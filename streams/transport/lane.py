@@ -152,6 +152,8 @@ class LaneProgress:
 
     batches: int = 0
     records: int = 0
+    stepped_at: float = 0.0
+    """By time.monotonic(): when a handler last began to write. What came before, it got through."""
     busy_since: float | None = None
     """By time.monotonic(): since when a batch is being handled or acknowledged. None: there is none."""
 
@@ -202,6 +204,18 @@ def _tp(tracker: OffsetTracker) -> TP:
     return TP(tracker.topic, tracker.partition)
 
 
+class LaneLook(NamedTuple):
+    """How a lane does at one moment."""
+
+    name: str
+    lag: int
+    """Records in the logs that aren't finished, as far as the brokers have told where the logs end."""
+    oldest: int | None
+    """The brokers' time (ms since 1970) of the oldest record that isn't finished; None: none has come."""
+    still: float | None
+    """Seconds for which its batch hasn't got on; None: it has no batch."""
+
+
 class Lane:
     """One partition number. Made when it is assigned, opened when its state is there, closed at a rebalance.
 
@@ -227,6 +241,8 @@ class Lane:
         self._wake = asyncio.Event()
         self._arrived: float | None = None
         """By time.monotonic(): when the first record came that the next batch will hold, about."""
+        self._in_hand: Sequence[Taken] = ()
+        """What the batch holds that is being handled or acknowledged."""
         self._closing = asyncio.Event()
         """Set when it comes to CLOSING: ends a wait for the next attempt."""
 
@@ -313,12 +329,24 @@ class Lane:
 
     @property
     def moved_at(self) -> float | None:
-        """By time.monotonic(): when the batch that is being handled began, or last got records acknowledged.
-
-        None: there is no such batch.
+        """By time.monotonic(): when the batch that is being handled began, last began to write, or last got
+        records acknowledged. None: there is no such batch.
         """
         busy = self.progress.busy_since
-        return busy if busy is None else max(busy, self.producer.delivered_at)
+        return None if busy is None else max(busy, self.progress.stepped_at, self.producer.delivered_at)
+
+    def look(self, now: float, ends: Callable[[TP], int | None]) -> LaneLook:
+        """How it does. `now`: by time.monotonic(). `ends` tells where a log ends, if that is known."""
+        moved = self.moved_at
+        return LaneLook(
+            self.name,
+            sum(max(0, (ends(_tp(tracker)) or 0) - tracker.done) for tracker in self.trackers),
+            min(
+                (item.part.records[0].timestamp for item in self._in_hand if item.part.records),
+                default=self.intake.oldest,
+            ),
+            None if moved is None else now - moved,
+        )
 
     # -- what the batch sees, and what runs beside it --------------------------------------------------------
 
@@ -340,6 +368,7 @@ class Lane:
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
         """See LaneBatch.publish."""
+        self.progress.stepped_at = time.monotonic()
         await self.producer.publish(records, self.partition)
 
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -388,6 +417,7 @@ class Lane:
         """See LaneBatch.write_table."""
         if not puts and not moved:
             return
+        self.progress.stepped_at = time.monotonic()
         await self.producer.write_states(table, puts, self.partition, moved)
 
     def _owned(self) -> bool:
@@ -434,6 +464,7 @@ class Lane:
         attempt = _Attempt(self, taken, moment)
         progress = self.progress
         progress.busy_since = time.monotonic()
+        self._in_hand = taken
         arrived = self._arrived or progress.busy_since
         if taken:
             self._arrived = progress.busy_since if self.intake.pending_records else None
@@ -444,6 +475,7 @@ class Lane:
             raise
         finally:
             progress.busy_since = None
+            self._in_hand = ()
         if self._ended(outcome, attempt.batch):
             return False
         if attempt.batch:

@@ -16,7 +16,7 @@ import cli.probes
 from cli.probes import serve
 from settings import Settings
 from streams import probes
-from streams.probes import Probes
+from streams.probes import Health, Probes
 from streams.transport.consumer import Consumer
 
 
@@ -51,7 +51,7 @@ def test_a_worker_is_alive_before_it_is_ready() -> None:
     assert ask(asked, "/live") == (200, "it starts")
     assert ask(asked, "/ready") == (503, "it starts")
     with looping() as loop:
-        asked.watch(loop, lambda: waits[0] if waits else None)
+        asked.watch(loop, lambda: Health(waits=waits[0] if waits else None))
         assert ask(asked, "/live") == (200, "lanes aren't open yet")
         assert ask(asked, "/ready") == (503, "lanes aren't open yet")
         waits.clear()
@@ -60,11 +60,19 @@ def test_a_worker_is_alive_before_it_is_ready() -> None:
     assert ask(asked, "/metrics") == (200, "metrics of /metrics")
 
 
+def test_whoever_is_stuck_is_neither_alive_nor_ready() -> None:
+    asked = Probes(metrics)
+    with looping() as loop:
+        asked.watch(loop, lambda: Health("lane 3 has stood still for 21 s", "redis hasn't answered for 2 s"))
+        for path in ("/live", "/ready"):
+            assert ask(asked, path) == (503, "lane 3 has stood still for 21 s")
+
+
 def test_a_loop_that_stands_still_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "TURN_SECONDS", 0.01)
     asked, held = Probes(metrics), threading.Event()
     with looping() as loop:
-        asked.watch(loop, lambda: None)
+        asked.watch(loop, Health)
         loop.call_soon_threadsafe(held.wait)
         for path in ("/live", "/ready"):
             code, text = ask(asked, path)

@@ -1,0 +1,92 @@
+"""How a worker does: what its probes answer and its metrics of lanes and servers show."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from streams import metrics
+from streams.probes import Health
+from streams.transport import BatchApp
+
+STILL_SECONDS: Final = 20.0
+"""Seconds without progress, waiting for no server, after which a lane counts as stuck."""
+_LOOK_SECONDS: Final = 1.0
+
+
+class HealthWatch:
+    """Looks at one worker's lanes and servers. Everything is called in the worker's event loop."""
+
+    def __init__(self, app: BatchApp, rows: PostgresSink, cache: RedisSink) -> None:
+        self._app = app
+        self._rows = rows
+        self._cache = cache
+        self._lanes: set[str] = set()
+        self._counted = {"retries": 0, "rewinds": 0}
+
+    def away(self) -> dict[str, float]:
+        """Servers that don't answer, and for how many seconds each hasn't. Never blocks."""
+        seconds = {
+            "kafka": self._app.kafka_away(),
+            "postgres": self._rows.availability.away(),
+            "redis": self._cache.away_for(),
+        }
+        return {server: since for server, since in seconds.items() if since}
+
+    def look(self) -> Health:
+        """For the probes. Never blocks."""
+        away = self.away()
+        waits = [f"{server} hasn't answered for {since:.0f} s" for server, since in away.items()]
+        if not self._app.ready:
+            waits.append("lanes aren't open yet")
+        now = time.monotonic()
+        waits += [
+            f"lane {outage.lane} has waited for {now - outage.since:.0f} s: {outage.why}"
+            for outage in self._app.delivery.outages.values()
+        ]
+        stuck = None
+        if "postgres" not in away:
+            still = self._app.standing_still(STILL_SECONDS)
+            stuck = "; ".join(f"lane {look.name} has stood still for {look.still:.0f} s" for look in still)
+        return Health(stuck or None, "; ".join(waits) or None)
+
+    async def watch(self) -> None:
+        """Keep the metrics of lanes and servers up to date, until cancelled."""
+        while True:
+            self._measure()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _measure(self) -> None:
+        now, wall = time.monotonic(), time.time()
+        outages = self._app.delivery.outages
+        looks = self._app.look()
+        for look in looks:
+            outage = outages.get(look.name)
+            late = 0.0 if look.oldest is None else max(0.0, wall - look.oldest / 1000)
+            metrics.LANE_LAG.labels(look.name).set(look.lag)
+            metrics.LANE_LAG_SECONDS.labels(look.name).set(late)
+            metrics.LANE_WAITING.labels(look.name).set(0.0 if outage is None else now - outage.since)
+            metrics.LANE_BUSY.labels(look.name).set(look.still or 0.0)
+        names = {look.name for look in looks}
+        for gone in self._lanes - names:
+            for gauge in (
+                metrics.LANE_LAG,
+                metrics.LANE_LAG_SECONDS,
+                metrics.LANE_WAITING,
+                metrics.LANE_BUSY,
+            ):
+                gauge.remove(gone)
+        self._lanes = names
+        away = self.away()
+        for server in ("kafka", "postgres", "redis"):
+            metrics.SERVER_AWAY.labels(server).set(away.get(server, 0.0))
+        stats = self._app.stats()
+        for name, total, counter in (
+            ("retries", stats.retries, metrics.RETRIES),
+            ("rewinds", stats.rewinds, metrics.REWINDS),
+        ):
+            counter.inc(total - self._counted[name])
+            self._counted[name] = total
