@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import Any, cast
 
 from contracts.topics import CLOCK, DERIVED, DLQ, LANE
@@ -27,6 +28,7 @@ from streams.health import HealthWatch
 from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
+from streams.reports import report
 from streams.transport import BatchApp, Batches, OpenLane
 from streams.watermark import Watermark
 from tables.codec import due_of, is_state, version_of
@@ -51,6 +53,7 @@ class OrdersApp(BatchApp):
         await super().on_first_start()
         self.add_future(metrics.watch_loop())
         self.add_future(self.health.watch())
+        self.add_future(report(self._all_settings, partial(self.health.report, self._all_settings)))
 
     async def check_lanes(self) -> None:
         """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.

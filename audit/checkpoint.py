@@ -475,3 +475,13 @@ def digests_of_cache(items: Iterable[Item]) -> bytes:
     return b"".join(
         sorted({digest(_encode((item[2], item[4]))) for item in items if item[1] in (ENTRY, MEMBER)})
     )
+
+
+def last_audit(folder: Path) -> str | None:
+    """When the audit was that left the checkpoint in `folder` (RFC 3339); None where there is none that can
+    be read. Reads the local disk.
+    """
+    try:
+        return _decode_manifest((folder / _MANIFEST).read_bytes()).at
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -93,6 +93,9 @@ SUBCOMMANDS: Final = (
         "Send files of orders, shipping updates, returns or payments as background jobs.",
     ),
     Subcommand(
+        "Look", "status", "cli.status", "status_command", "Show how lanes, workers, servers and jobs do."
+    ),
+    Subcommand(
         "Look", "wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."
     ),
     Subcommand(

@@ -96,6 +96,7 @@ def _tell_form() -> None:
 async def _bulk(settings: Settings, probes: Probes | None) -> int:
     """Unpack until a signal comes; returns the exit code."""
     from streams import bulk
+    from streams.reports import WorkerReport, report, report_of
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
     waits: str | None = "it has not joined its group yet"
@@ -109,6 +110,12 @@ async def _bulk(settings: Settings, probes: Probes | None) -> int:
         waits = None
         log.info("worker ready")
 
+    def said() -> WorkerReport:
+        own = report_of(settings, "bulk")
+        own.waits = waits
+        return own
+
+    reporting = asyncio.ensure_future(report(settings, said))
     try:
         await bulk.serve(settings, stop, ready)
     except OrdersError as failure:
@@ -117,4 +124,6 @@ async def _bulk(settings: Settings, probes: Probes | None) -> int:
     except Exception:
         log.critical("the worker crashed, nothing unfinished is acknowledged", exc_info=True)
         return 1
+    finally:
+        reporting.cancel()
     return 0

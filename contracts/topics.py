@@ -27,6 +27,9 @@ INTERNAL: Final = (DECISIONS, REKEYED)
 CLOCK: Final = "orders.clock"
 """Empty records, written to learn the brokers' time from their acknowledgement. Nobody reads them."""
 
+WORKERS: Final = "orders.workers"
+"""What each worker says of itself, every two seconds (streams.reports)."""
+
 LANE: Final = (*INPUT, *INTERNAL)
 """Everything one lane reads: all topics of one partition number."""
 

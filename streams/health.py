@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final
 
+from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
 from streams.probes import Health
+from streams.reports import LaneReport, WorkerReport, report_of
 from streams.transport import BatchApp
 
 STILL_SECONDS: Final = 20.0
 """Seconds without progress, waiting for no server, after which a lane counts as stuck."""
 _LOOK_SECONDS: Final = 1.0
+_NOT_OPEN: Final = "lanes aren't open yet"
 
 
 class HealthWatch:
@@ -40,18 +44,32 @@ class HealthWatch:
         """For the probes. Never blocks."""
         away = self.away()
         waits = [f"{server} hasn't answered for {since:.0f} s" for server, since in away.items()]
-        if not self._app.ready:
-            waits.append("lanes aren't open yet")
+        waits += [] if self._app.ready else [_NOT_OPEN]
         now = time.monotonic()
         waits += [
             f"lane {outage.lane} has waited for {now - outage.since:.0f} s: {outage.why}"
             for outage in self._app.delivery.outages.values()
         ]
-        stuck = None
-        if "postgres" not in away:
-            still = self._app.standing_still(STILL_SECONDS)
-            stuck = "; ".join(f"lane {look.name} has stood still for {look.still:.0f} s" for look in still)
-        return Health(stuck or None, "; ".join(waits) or None)
+        return Health(self._stuck(away), "; ".join(waits) or None)
+
+    def _stuck(self, away: Mapping[str, float]) -> str | None:
+        if "postgres" in away:
+            return None
+        still = self._app.standing_still(STILL_SECONDS)
+        return "; ".join(f"lane {look.name} has stood still for {look.still:.0f} s" for look in still) or None
+
+    def report(self, settings: Settings) -> WorkerReport:
+        """For orders.workers. Never blocks."""
+        report, now = report_of(settings, "worker"), time.monotonic()
+        outages = self._app.delivery.outages
+        for look in self._app.look():
+            outage = outages.get(look.name)
+            waiting, why = (None, None) if outage is None else (now - outage.since, outage.why)
+            report.lanes.append(LaneReport(look.name, look.lag, look.oldest, look.still, waiting, why))
+        report.away = self.away()
+        report.stuck = self._stuck(report.away)
+        report.waits = None if self._app.ready else _NOT_OPEN
+        return report
 
     async def watch(self) -> None:
         """Keep the metrics of lanes and servers up to date, until cancelled."""

@@ -157,6 +157,12 @@ _CLOCK: Final = (
     ),
 )
 
+_WORKERS: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "What was said minutes ago counts for nothing."),
+    TopicConfig("retention.ms", str(HOUR_MS), "free", "What was said minutes ago counts for nothing."),
+    TopicConfig("segment.bytes", str(1 << 20), "free", "Only whole segments are deleted."),
+)
+
 _REDRIVEN: Final = (
     TopicConfig(
         "cleanup.policy",
@@ -224,6 +230,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         *(spec(name, (*_DERIVED, written)) for name in names.DERIVED),
         spec(names.DLQ, (*_DEAD_LETTERS, written)),
         spec(names.CLOCK, _CLOCK),
+        spec(names.WORKERS, _WORKERS),
         spec(names.REDRIVEN, _REDRIVEN),
         spec(names.PARTITIONS, _PARTITIONS),
         *(spec(name, (*_KEPT_FOR_EVER, taken)) for name in names.BULK),

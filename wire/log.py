@@ -94,6 +94,19 @@ class LogReader:
         await learn_topics(self._consumer, {partition.topic for partition in partitions})
         return cast(dict[TopicPartition, int], await self._consumer.end_offsets(list(partitions)))
 
+    async def since(self, partitions: Sequence[TopicPartition], time: int) -> dict[TopicPartition, int]:
+        """Return for each log the offset of its first record of that time (ms since 1970) or later: its end
+        where there is none.
+
+        Blocks for round trips. Raises KafkaError.
+        """
+        ends = await self.ends(partitions)
+        firsts = await self._consumer.offsets_for_times(dict.fromkeys(partitions, time))
+        return {
+            partition: end if firsts.get(partition) is None else firsts[partition].offset
+            for partition, end in ends.items()
+        }
+
     async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncGenerator[Stretch, None]:
         """The records of one partition from `start` and below `end`, in order, some at a time.
 

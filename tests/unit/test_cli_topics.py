@@ -38,6 +38,7 @@ def test_every_topic_is_kept_as_the_contract_says() -> None:
     ours = {
         names.DLQ,
         names.CLOCK,
+        names.WORKERS,
         names.REDRIVEN,
         names.PARTITIONS,
         names.BULK_COMPLETED,

@@ -32,8 +32,8 @@ def test_a_workers_acls_are_what_the_app_reads_and_writes() -> None:
     worker = allowed("worker", settings)
     app = create_app(settings)
     assert worker["Read"] == {*app.specs_by_topic, settings.changelog_topic, names.PARTITIONS}
-    assert worker["Read"] | worker["Write"] == {*app.copartitioned, names.PARTITIONS}
-    assert worker["Write"] - worker["Read"] == {*names.DERIVED, names.DLQ, names.CLOCK}
+    assert worker["Read"] | worker["Write"] == {*app.copartitioned, names.PARTITIONS, names.WORKERS}
+    assert worker["Write"] - worker["Read"] == {*names.DERIVED, names.DLQ, names.CLOCK, names.WORKERS}
     assert worker["Write"] & set(names.INPUT) == {names.CREATED}, "only a checkout becomes an input"
 
 

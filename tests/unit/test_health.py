@@ -41,8 +41,15 @@ QUIET = LaneLook("90", 0, None, None)
 STILL = LaneLook("91", 7, int(time.time() * 1000) - 60_000, 60.0)
 
 
-def outage(lane: str) -> dict[str, Any]:
-    return {lane: SimpleNamespace(lane=lane, since=time.monotonic() - 12, why="OSError: no route")}
+class Outage:
+    """One that began 12 s ago, whenever it is asked."""
+
+    lane = "91"
+    why = "OSError: no route"
+
+    @property
+    def since(self) -> float:
+        return time.monotonic() - 12
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def outage(lane: str) -> dict[str, Any]:
         (watch(ready=False), None, "lanes aren't open yet"),
         (watch(QUIET, STILL), "lane 91 has stood still for 60 s", None),
         (
-            watch(QUIET, STILL, outages=outage("91")),
+            watch(QUIET, STILL, outages={"91": Outage()}),
             None,
             "lane 91 has waited for 12 s: OSError: no route",
         ),

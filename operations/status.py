@@ -1,0 +1,234 @@
+"""How the whole system does now: lanes, workers, servers, dead letters, bulk jobs, the last audit.
+
+It asks the brokers, Postgres and Redis, and reads what workers say of themselves (streams.reports). So it
+tells what can be told while no worker lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import asyncpg
+from aiokafka import TopicPartition
+from redis.exceptions import RedisError
+
+from audit.checkpoint import last_audit
+from contracts.topics import DLQ, WORKERS
+from errors import OrdersError
+from operations.auditing import CHECKPOINTS
+from settings import Settings
+from sinks.bulk import BulkJobs
+from sinks.clients import ONCE, open_client
+from streams.lag import LagReader
+from streams.reports import SECONDS_GOOD, LaneReport, WorkerReport, decode
+from wire.log import LogReader
+
+LATELY_SECONDS: Final = 3600.0
+"""How far back dead letters are counted."""
+MOST_LETTERS: Final = 10_000
+"""Dead letters that are looked at by reason; more of them are only counted."""
+SERVER_SECONDS: Final = 3.0
+"""Seconds that Postgres and Redis have for an answer."""
+STILL_SECONDS: Final = 20.0
+"""Seconds without progress after which a lane is told to stand still."""
+UNREAD_SECONDS: Final = 30.0
+"""Seconds for which a record may have waited before its lane is told to be behind."""
+
+
+class LaneStatus(NamedTuple):
+    """One lane. `worker` None: nobody has it, or whoever has it says nothing."""
+
+    lane: int
+    worker: str | None
+    lag: int
+    """Records that aren't committed, by the brokers."""
+    oldest: float | None
+    """Seconds since the brokers took the oldest unfinished record that its worker has."""
+    waiting: float | None
+    """Seconds for which it has waited for a server."""
+    still: float | None
+    """Seconds for which its batch hasn't got on."""
+    why: str | None
+    """What it waits for."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, for a person; None: nothing."""
+        if self.waiting is not None:
+            return f"waits for {self.waiting:.0f} s: {self.why}"
+        if self.still is not None and self.still > STILL_SECONDS:
+            return f"stands still for {self.still:.0f} s"
+        if self.worker is None and self.lag:
+            return "no worker has it"
+        if self.oldest is not None and self.oldest > UNREAD_SECONDS:
+            return f"is behind by {self.oldest:.0f} s"
+        return None
+
+
+class DeadLetters(NamedTuple):
+    """Dead letters of the last LATELY_SECONDS. `reasons` counts the first MOST_LETTERS of them."""
+
+    total: int
+    reasons: dict[str, int]
+
+
+class Status(NamedTuple):
+    """Everything at one moment."""
+
+    at: float
+    """Seconds since 1970."""
+    members: int
+    """Members of the group, by its coordinator."""
+    workers: list[WorkerReport]
+    """Of those that said something lately, by name."""
+    lanes: list[LaneStatus]
+    servers: dict[str, str | None]
+    """Server -> why it didn't answer this command; None: it answered."""
+    dead_letters: DeadLetters
+    jobs: list[dict[str, Any]] | None
+    """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
+    audit: str | None
+    """When the last audit on this machine left its checkpoint, RFC 3339."""
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person should look at, the worst first. Empty: all is well."""
+        said = [f"{name} doesn't answer: {why}" for name, why in self.servers.items() if why is not None]
+        if not self.members:
+            said.append("no worker is running: start one with orders worker")
+        for each in self.workers:
+            away = [f"{server} hasn't answered for {since:.0f} s" for server, since in each.away.items()]
+            said += [f"worker {each.worker}: {what}" for what in (each.stuck, *away, each.waits) if what]
+        return said + [f"lane {lane.lane} {lane.problem}" for lane in self.lanes if lane.problem]
+
+
+class StatusReader:
+    """Looks again and again over the same connections. An async context manager; entering raises
+    KafkaConnectionError when no broker answers.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._lag = await stack.enter_async_context(LagReader(self._settings))
+            self._log = await stack.enter_async_context(LogReader(self._settings, "orders-status"))
+            self._redis = await stack.enter_async_context(
+                open_client(self._settings, timeout=SERVER_SECONDS, retry=ONCE)
+            )
+            self._jobs = await stack.enter_async_context(BulkJobs(self._settings, "orders-status"))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def look(self) -> Status:
+        """How everything does now.
+
+        Blocks for round trips, and SERVER_SECONDS for each of Postgres and Redis while it is away. Raises
+        TopicsMissing, KafkaError.
+        """
+        now = time.time()
+        lag: Counter[int] = Counter()
+        for (_, partition), position in (await self._lag.lag()).items():
+            lag[partition] += position.lag
+        workers = latest([report async for report in self._reports(now)], now)
+        jobs, postgres = await self._bulk_jobs()
+        redis = await self._redis_answers()
+        return Status(
+            now,
+            await self._lag.members(),
+            workers,
+            [lane_status(lane, count, workers, now) for lane, count in sorted(lag.items())],
+            {"kafka": None, "postgres": postgres, "redis": redis},
+            await self._dead_letters(now),
+            jobs,
+            last_audit(self._settings.data / CHECKPOINTS),
+        )
+
+    async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:
+        """Of each partition the offset of the first record of the last `seconds`, and its end."""
+        places = [TopicPartition(topic, number) for number in await self._log.partitions(topic)]
+        starts = await self._log.since(places, int((now - seconds) * 1000))
+        ends = await self._log.ends(places)
+        return {place: (starts[place], ends[place]) for place in places}
+
+    async def _reports(self, now: float) -> Any:
+        for place, (start, end) in (await self._since(WORKERS, SECONDS_GOOD, now)).items():
+            async with aclosing(self._log.read(place, start, end)) as stretches:
+                async for records, _ in stretches:
+                    for record in records:
+                        report = decode(record.value)
+                        if report is not None:
+                            yield report
+
+    async def _dead_letters(self, now: float) -> DeadLetters:
+        count, left = 0, MOST_LETTERS
+        reasons: Counter[str] = Counter()
+        for place, (start, end) in (await self._since(DLQ, LATELY_SECONDS, now)).items():
+            count += end - start
+            async with aclosing(self._log.read(place, start, min(end, start + left))) as stretches:
+                async for records, _ in stretches:
+                    left -= len(records)
+                    reasons.update(
+                        value.decode(errors="replace")
+                        for record in records
+                        for name, value in record.headers
+                        if name == "dlq_reason"
+                    )
+        return DeadLetters(count, dict(reasons.most_common()))
+
+    async def _bulk_jobs(self) -> tuple[list[dict[str, Any]] | None, str | None]:
+        """Bulk jobs that aren't done, and why Postgres didn't tell."""
+        try:
+            async with asyncio.timeout(SERVER_SECONDS):
+                rows = await self._jobs.jobs()
+        except OrdersError as error:
+            return None, error.message
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            self._jobs.drop()
+            return None, f"{type(error).__name__}: {error}".strip(": ")
+        return [row for row in rows if row["completed_at"] is None], None
+
+    async def _redis_answers(self) -> str | None:
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError, OrdersError) as error:
+            return f"{type(error).__name__}: {error}".strip(": ")
+        return None
+
+
+def latest(reports: Sequence[WorkerReport], now: float) -> list[WorkerReport]:
+    """The last report of each worker that is younger than SECONDS_GOOD, by name. Pure."""
+    by_worker: dict[str, WorkerReport] = {}
+    for report in sorted(reports, key=lambda each: each.at):
+        if report.at / 1000 > now - SECONDS_GOOD:
+            by_worker[report.worker] = report
+    return [by_worker[name] for name in sorted(by_worker)]
+
+
+def lane_status(lane: int, lag: int, workers: Sequence[WorkerReport], now: float) -> LaneStatus:
+    """One lane by what the brokers and the workers say. Of two workers that say they have it, as for a moment
+    in a rebalance, the one counts that spoke last. Pure.
+    """
+    held: tuple[int, str, LaneReport] | None = None
+    for worker in workers:
+        for report in worker.lanes:
+            if report.lane == str(lane) and (held is None or held[0] < worker.at):
+                held = (worker.at, worker.worker, report)
+    if held is None:
+        return LaneStatus(lane, None, lag, None, None, None, None)
+    _, name, report = held
+    oldest = None if report.oldest is None else max(0.0, now - report.oldest / 1000)
+    return LaneStatus(lane, name, lag, oldest, report.waiting, report.still, report.why)
