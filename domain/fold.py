@@ -25,6 +25,7 @@ from domain.order import (
     Cancellation,
     Created,
     Deadline,
+    Grant,
     Item,
     Order,
     Payment,
@@ -172,10 +173,10 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
     """Why a well-formed fact can't belong to this order: another currency, or an item or
     seller that it doesn't have.
     """
-    if type(fact) is Payment:
-        if fact.currency != created.currency:
-            return errors.ORDER_CURRENCY, "$.currency: not the order's"
-        return None
+    if isinstance(fact, (Payment, Grant)) and fact.currency != created.currency:
+        return errors.ORDER_CURRENCY, "$.currency: not the order's"
+    if type(fact) is Grant:
+        return _refusal_of_grant(created, fact)
     if type(fact) is ReturnStage:
         for item in created.items:
             if item.item_id == fact.item_id:
@@ -198,6 +199,21 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
                     return errors.ORDER_ITEM, f"$.items[{i}].item_id: not an item of the order"
                 if owner != seller_id:
                     return errors.ORDER_SELLER, f"$.items[{i}].item_id: an item of another seller"
+    return None
+
+
+def _refusal_of_grant(created: Created, grant: Grant) -> tuple[str, str] | None:
+    """Why a grant names a seller or an item that isn't the order's."""
+    sellers = {item.seller_id for item in created.items}
+    if grant.seller_id is not None and grant.seller_id not in sellers:
+        return errors.ORDER_SELLER, "$.seller_id: not a seller of the order"
+    if grant.item_id is None:
+        return None
+    owners = {item.seller_id for item in created.items if item.item_id == grant.item_id}
+    if not owners:
+        return errors.ORDER_ITEM, "$.item_id: not an item of the order"
+    if grant.seller_id is not None and grant.seller_id not in owners:
+        return errors.ORDER_SELLER, "$.item_id: an item of another seller"
     return None
 
 
@@ -252,7 +268,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
     for decision in order.decisions:
-        writer.refund_request(decision, created.currency)
+        writer.refund_request(decision, created)
     _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -275,7 +291,7 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     if created is None:
         return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
-    writer.refund_request(decision, created.currency)
+    writer.refund_request(decision, created)
     _propose_refund(order, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -324,7 +340,7 @@ def _answer_deadline(
     elif deadline.what is DeadlineKind.REFUND:
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
-                writer.refund_request(decision, created.currency)
+                writer.refund_request(decision, created)
 
 
 def _given_up(order: Order, seller_id: bytes) -> bool:
@@ -378,7 +394,7 @@ def _publish_changes(
     if now.status != order.status:
         writer.status_changed(created, order.status, now.status, event, version)
         order.status = now.status
-    if now.captured > now.decided:
+    if now.free > 0:
         _propose_refund(order, now, writer, event, totals)
 
 

@@ -43,6 +43,8 @@ Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
 Taxes = list[tuple[str, Amount]]
 """[(code, amount)], as sent: of a whole line, or of its shipping."""
+Allocations = list[tuple[Id, int]]
+"""[(payment_id, amount)]: which payments a refund goes back to."""
 
 
 FORMAT: Final = 2
@@ -194,6 +196,22 @@ class RefundReply(Stored):
         return (self.refund_id, self.failed)
 
 
+class Grant(Stored):
+    """refund.granted: goodwill. Natural key: grant_id."""
+
+    time: Micros
+    grant_id: Id
+    amount: Amount
+    currency: str
+    reason: str
+    seller_id: Id | None = None
+    item_id: Id | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.grant_id,)
+
+
 class RefundDecision(Stored):
     """refund.decided, our own fact: the n-th decision, what it pays for.
     n is its place in Order.decisions.
@@ -211,6 +229,8 @@ class RefundDecision(Stored):
     """The broker's time of its record, ms: from here on its confirmation is waited for."""
     tax: int | None = None
     """The tax in `amount`. None: the order has none."""
+    allocations: Allocations | None = None
+    """They add up to `amount`. None: of an earlier version."""
 
 
 class Deadline(Stored):
@@ -234,7 +254,7 @@ class Deadline(Stored):
 
 
 SimpleFact = (
-    Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
+    Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline | Grant
 )
 """Facts that an order holds in a list of their kind, a field of FACT_FIELDS."""
 Fact = Created | RefundDecision | SimpleFact
@@ -259,6 +279,8 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
             return "refund.failed" if fact.failed else "refund.completed"
         case Deadline():
             return "deadline.passed"
+        case Grant():
+            return "refund.granted"
         case RefundDecision():
             return "refund.decided"
 
@@ -332,6 +354,7 @@ class Order(Stored):
     """
     format: Annotated[int, Meta(ge=2, le=FORMAT)] = FORMAT
     """Of the version that writes it. A later format keeps the places of this, of `due` and of `version`."""
+    grants: list[Grant] = []
 
 
 class Extended(Order, gc=True, dict=True):

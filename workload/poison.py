@@ -157,6 +157,12 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
         "order.returned": returned,
         "refund.completed": {"refund_id": _uuid(rng)},
         "refund.failed": {"refund_id": _uuid(rng)},
+        "refund.granted": {
+            "grant_id": _uuid(rng),
+            "amount": "1",
+            "currency": created["currency"],
+            "reason": "complaint",
+        },
     }
     time = rfc3339(anchor.time_us if anchor is not None else _TIME_US)
     attributes = {"specversion": "1.0", "id": _uuid(rng), "source": "/poison", "type": topic, "time": time}
@@ -275,8 +281,13 @@ def _unknown_returned_item(draft: Draft) -> None:
     draft.data["item_id"] = draft.data["return_id"]
 
 
+def _unknown_item_granted(draft: Draft) -> None:
+    draft.data["item_id"] = draft.data["grant_id"]
+
+
 def _unknown_seller(draft: Draft) -> None:
-    draft.data["seller_id"] = draft.data.get("shipment_id") or draft.data["reservation_id"]
+    names = ("shipment_id", "reservation_id", "grant_id")
+    draft.data["seller_id"] = next(draft.data[name] for name in names if name in draft.data)
 
 
 _DEEP: Final = b"[" * 200_000 + b"]" * 200_000
@@ -335,6 +346,7 @@ _ALL: Final = (
     Poison("price_three_decimals", "order.created", errors.FIELD_MALFORMED, _item(price="12.500")),
     Poison("amount_exponent", "order.paid", errors.FIELD_MALFORMED, _field(amount="1e3")),
     Poison("amount_zero", "order.paid", errors.FIELD_MALFORMED, _field(amount="0.00")),
+    Poison("grant_zero", "refund.granted", errors.FIELD_MALFORMED, _field(amount="0")),
     Poison("amount_too_large", "order.paid", errors.FIELD_MALFORMED, _field(amount="10000000000000.01")),
     Poison("yen_with_decimals", "order.paid", errors.FIELD_MALFORMED, _field(amount="1.0", currency="JPY")),
     Poison("text_too_long", "payment.failed", errors.FIELD_MALFORMED, _field(reason=_LONG)),
@@ -365,6 +377,15 @@ _ALL: Final = (
     # refused for the sake of the order
     Poison("other_content", "order.created", errors.KEY_CONFLICT, _other_content, needs_order=True),
     Poison("other_currency", "order.paid", errors.ORDER_CURRENCY, _other_currency, needs_order=True),
+    Poison(
+        "grant_in_other_currency", "refund.granted", errors.ORDER_CURRENCY, _other_currency, needs_order=True
+    ),
+    Poison(
+        "grant_of_unknown_seller", "refund.granted", errors.ORDER_SELLER, _unknown_seller, needs_order=True
+    ),
+    Poison(
+        "grant_of_unknown_item", "refund.granted", errors.ORDER_ITEM, _unknown_item_granted, needs_order=True
+    ),
     Poison("unknown_item", "shipment.updated", errors.ORDER_ITEM, _unknown_item, needs_order=True),
     Poison(
         "unknown_item_returned", "order.returned", errors.ORDER_ITEM, _unknown_returned_item, needs_order=True

@@ -12,6 +12,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.incoming import FACT_FIELDS
 from domain import rows
 from domain import totals as totals
 from domain.anomalies import anomalies
@@ -28,8 +29,9 @@ def facts(order: Order) -> dict[str, Any]:
     """The order's facts as sets; what only remembers what was published, and refunds, may differ
     with the order of arrival.
     """
-    names = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
-    by_field: dict[str, Any] = {name: sorted(repr(fact) for fact in getattr(order, name)) for name in names}
+    by_field: dict[str, Any] = {
+        name: sorted(repr(fact) for fact in getattr(order, name)) for name in FACT_FIELDS
+    }
     return by_field | {
         "version": order.version,
         "created": order.created,
