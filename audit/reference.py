@@ -667,6 +667,8 @@ _PLACED_TOO: Final[dict[str, Reader]] = {
     "region": _text,
     "discount_amount": _text,
     "prices_include_tax": _boolean,
+    "cart_id": _uuid,
+    "cart_created_at": _text,
 }
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
@@ -750,6 +752,7 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("total_amount", "discount_amount")
         if name in content
     }
+    times = {name: _time(content[name], name) for name in ("cart_created_at",) if name in content}
     taxes = sum(tax["amount"] for line in items for tax in _taxes_of(line))
     if "prices_include_tax" not in content and any(_taxes_of(line) for line in items):
         raise Refused("field_malformed", "prices_include_tax")
@@ -763,7 +766,7 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
         raise Refused("total_mismatch", "total_amount")
     if included:
         _refuse_large_taxes(items, discount)
-    return {**content, **amounts, "items": items}
+    return {**content, **amounts, **times, "items": items}
 
 
 def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]:
