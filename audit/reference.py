@@ -28,6 +28,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
+from audit.rows import more_rows
+from audit.rows import span as _span
 from audit.topics import BULK, INPUT
 
 NaturalKey = tuple[Hashable, ...]
@@ -1186,6 +1188,15 @@ class Reading:
     def currency(self) -> str:
         return str(self.known["currency"])
 
+    @property
+    def whose(self) -> tuple[str, str, str]:
+        """What every row but that of the order itself has behind its id: order_id, user_id, region."""
+        return self.order_id, self.known["user_id"], self.known.get("region", "")
+
+    def in_text(self, minor: int) -> str:
+        """An amount in the order's currency, as money_text writes it."""
+        return money_text(minor, self.currency)
+
     def _of(self, type_: str) -> Sequence[Fact]:
         return self._by_type.get(type_, ())
 
@@ -1390,11 +1401,14 @@ class Reading:
             "orders_order_item": [],
             "orders_shipment": [],
             "orders_return": [],
+            "orders_suborder": [],
+            "orders_payment": [],
+            "orders_refund": [],
         }
         if self.created is None:
             return rows
         known, currency = self.known, self.currency
-        whose = (self.order_id, known["user_id"], known.get("region", ""))
+        whose = self.whose
         times = [fact.time for fact in self.accepted]
         amounts = (
             money_text(known["total_amount"], currency),
@@ -1426,6 +1440,7 @@ class Reading:
             rows["orders_shipment"].append((shipment_id, *whose, *self._parcel(scan, scans[shipment_id])))
         for return_id, stage in sorted(self.returns.items()):
             rows["orders_return"].append((return_id, *whose, *self._return(stage, stages[return_id])))
+        rows |= more_rows(self)
         return rows
 
     def _parcel(self, scan: Fact, scans: list[Fact]) -> tuple[Any, ...]:
@@ -1922,7 +1937,3 @@ def _finality(stage: Fact) -> tuple[bool, datetime, bool]:
     """The lowest wins."""
     status = stage.content["status"]
     return status == "requested", stage.time, status == "rejected"
-
-
-def _span(times: Sequence[datetime]) -> tuple[str, str]:
-    return min(times).isoformat(), max(times).isoformat()
