@@ -1415,7 +1415,11 @@ class Reading:
             money_text(known.get("discount_amount", 0), currency),
             money_text(sum(line.tax_of(line.quantity) + line.shipping_tax for line in self.lines), currency),
         )
-        rows["orders_order"].append((*whose, self.status(), currency, *amounts, *_span(times), self.version))
+        began = known.get("cart_created_at")
+        cart = (known.get("cart_id"), None if began is None else began.isoformat())
+        rows["orders_order"].append(
+            (*whose, self.status(), currency, *amounts, *cart, *_span(times), self.version)
+        )
         for line in self.lines:
             item = line.item
             goods = (

@@ -30,7 +30,8 @@ from errors import OrdersError
 
 COLUMNS: Final = {
     "orders_order": (
-        "id user_id region status currency total_amount discount_amount tax_amount created_at updated_at"
+        "id user_id region status currency total_amount discount_amount tax_amount cart_id cart_created_at"
+        " created_at updated_at"
         " version"
     ),
     "orders_order_item": (
@@ -70,6 +71,7 @@ _TIMES: Final = (
     "late_since",
     "requested_at",
     "settled_at",
+    "cart_created_at",
 )
 _MONEY: Final = (
     "total_amount",
