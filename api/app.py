@@ -194,10 +194,9 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         x_order_version: OrderVersion = 0,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """The order's items, parcels and returns, each with its latest state and the times of its first and
-        latest fact, and what happened in the order of time. Payments, stock replies and single scans are only
-        in the changelog: `orders show` prints them. The answer may be as far behind the summary as the
-        replica is.
+        """The order's items, suborders, parcels, returns, payments and refunds, each with its latest state,
+        and what happened in the order of time. Stock replies and single scans are only in the changelog: the
+        timeline has them. The answer may be as far behind the summary as the replica is.
 
         An order's partition follows from its user. Where the cache doesn't know the user, every partition is
         searched by its primary key.
@@ -251,16 +250,17 @@ def _answer_orders(get: _Get, reader: Reader) -> None:
         ] = None,
         since: Annotated[Time | None, Query(description="Placed then or later (RFC 3339).")] = None,
         until: Annotated[Time | None, Query(description="Placed before (RFC 3339).")] = None,
+        cart: Annotated[Id | None, Query(description=f"That this cart became. {_DASHES}")] = None,
         cursor: Cursor = None,
         limit: Limit = 20,
     ) -> Response:
         """The orders that the key sees and that match every filter. A filter by what the key doesn't see of
-        an order doesn't find it: sellers see neither users nor regions.
+        an order doesn't find it: sellers see neither users nor regions nor carts.
 
-        Give `user` or `seller` where you can: without them a key for `all` has every order read, one such
-        list at a time.
+        Give `user`, `seller` or `cart` where you can: without them a list of a status or a region may have
+        every order read, one such list at a time.
         """
-        filters = Filters(user, seller, status, region, since, until)
+        filters = Filters(user, seller, status, region, since, until, cart)
         try:
             return _answer(await reader.orders(filters, limit, cursor=cursor, sees=sees))
         except ValueError as error:

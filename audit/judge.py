@@ -39,6 +39,7 @@ from audit.reference import (
     read,
     unwrap,
 )
+from audit.rows import payments_of
 from audit.states import State, differences, read_state, version_of
 from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
 from audit.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
@@ -121,6 +122,8 @@ class Held:
     readings: list[Reading] = field(default_factory=list)
     placed: bool = False
     """Its order.created was made of a checkout."""
+    decided: list[RecordId] = field(default_factory=list)
+    """Where each decision of a refund lies, by its number."""
 
     @property
     def order_id(self) -> str:
@@ -347,7 +350,9 @@ class Judge:
             event = unwrap(value, headers)
             held.causes.setdefault(event.id, set()).add(event.traceparent)
             expected = len(held.order.decisions)
-            if not held.order.decide(decision) and decision.n >= expected:
+            if held.order.decide(decision):
+                held.decided.append(record_id)
+            elif decision.n >= expected:
                 self._findings.at_rest(
                     "refunds", order_id, str(record_id), f"decision {expected} next", decision.n
                 )
@@ -956,9 +961,13 @@ def _version(value: bytes) -> int:
 def _fact_behind(held: Held, table: str, row_id: str) -> RecordId | None:
     """The record whose fact makes this row what it is."""
     reading = held.reading
-    fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(
-        row_id, reading.created
-    )
+    if table == "orders_refund":
+        refund_ids = [reading.made_id(f"refund:{decision.n}") for decision in reading.decisions]
+        return dict(zip(refund_ids, held.decided, strict=True)).get(row_id)
+    facts = {"orders_shipment": reading.parcels, "orders_return": reading.returns}
+    if table == "orders_payment":
+        facts[table] = payments_of(reading)
+    fact = facts.get(table, {}).get(row_id, reading.created)
     return None if fact is None else held.record_of(fact)
 
 

@@ -29,6 +29,8 @@ from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
 from audit.refunds import Allocation, LeftOver, allocate, misallocated
+from audit.rows import more_rows
+from audit.rows import span as _span
 from audit.topics import BULK, INPUT
 
 NaturalKey = tuple[Hashable, ...]
@@ -685,6 +687,8 @@ _PLACED_TOO: Final[dict[str, Reader]] = {
     "region": _text,
     "discount_amount": _text,
     "prices_include_tax": _boolean,
+    "cart_id": _uuid,
+    "cart_created_at": _text,
 }
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
@@ -772,6 +776,7 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("total_amount", "discount_amount")
         if name in content
     }
+    times = {name: _time(content[name], name) for name in ("cart_created_at",) if name in content}
     taxes = sum(tax["amount"] for line in items for tax in _taxes_of(line))
     if "prices_include_tax" not in content and any(_taxes_of(line) for line in items):
         raise Refused("field_malformed", "prices_include_tax")
@@ -785,7 +790,7 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
         raise Refused("total_mismatch", "total_amount")
     if included:
         _refuse_large_taxes(items, discount)
-    return {**content, **amounts, "items": items}
+    return {**content, **amounts, **times, "items": items}
 
 
 def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]:
@@ -1212,6 +1217,15 @@ class Reading:
     def currency(self) -> str:
         return str(self.known["currency"])
 
+    @property
+    def whose(self) -> tuple[str, str, str]:
+        """What every row but that of the order itself has behind its id: order_id, user_id, region."""
+        return self.order_id, self.known["user_id"], self.known.get("region", "")
+
+    def in_text(self, minor: int) -> str:
+        """An amount in the order's currency, as money_text writes it."""
+        return money_text(minor, self.currency)
+
     def _of(self, type_: str) -> Sequence[Fact]:
         return self._by_type.get(type_, ())
 
@@ -1421,18 +1435,25 @@ class Reading:
             "orders_order_item": [],
             "orders_shipment": [],
             "orders_return": [],
+            "orders_suborder": [],
+            "orders_payment": [],
+            "orders_refund": [],
         }
         if self.created is None:
             return rows
         known, currency = self.known, self.currency
-        whose = (self.order_id, known["user_id"], known.get("region", ""))
+        whose = self.whose
         times = [fact.time for fact in self.accepted]
         amounts = (
             money_text(known["total_amount"], currency),
             money_text(known.get("discount_amount", 0), currency),
             money_text(sum(line.tax_of(line.quantity) + line.shipping_tax for line in self.lines), currency),
         )
-        rows["orders_order"].append((*whose, self.status(), currency, *amounts, *_span(times), self.version))
+        began = known.get("cart_created_at")
+        cart = (known.get("cart_id"), None if began is None else began.isoformat())
+        rows["orders_order"].append(
+            (*whose, self.status(), currency, *amounts, *cart, *_span(times), self.version)
+        )
         for line in self.lines:
             item = line.item
             goods = (
@@ -1457,6 +1478,7 @@ class Reading:
             rows["orders_shipment"].append((shipment_id, *whose, *self._parcel(scan, scans[shipment_id])))
         for return_id, stage in sorted(self.returns.items()):
             rows["orders_return"].append((return_id, *whose, *self._return(stage, stages[return_id])))
+        rows |= more_rows(self)
         return rows
 
     def _parcel(self, scan: Fact, scans: list[Fact]) -> tuple[Any, ...]:
@@ -2053,7 +2075,3 @@ def _finality(stage: Fact) -> tuple[bool, datetime, bool]:
     """The lowest wins."""
     status = stage.content["status"]
     return status == "requested", stage.time, status == "rejected"
-
-
-def _span(times: Sequence[datetime]) -> tuple[str, str]:
-    return min(times).isoformat(), max(times).isoformat()

@@ -72,7 +72,7 @@ _ITEM: Final = 8
 _LATER: Final[dict[str, tuple[tuple[int, Any], ...]]] = {
     "decisions": ((8, None), (9, None)),
     "suborders": ((9, 0),),
-    "created": ((7, None),),
+    "created": ((7, None), (8, None), (9, None)),
     "items": ((8, None), (9, None)),
 }
 """Elements of these arrays that came later: where each is, and what an array without it says."""
@@ -126,8 +126,10 @@ def read_state(raw: bytes) -> State:
     for name, size in _SIZES.items():
         state[name] = _cut(state[name], size, _LATER.get(name, ()))
     if isinstance(state["created"], tuple):
-        ((*before, items, included),) = _cut((state["created"],), _CREATED, _LATER["created"])
-        state["created"] = (*before, _cut(items, _ITEM, _LATER["items"]), included)
+        (created,) = _cut((state["created"],), _CREATED, _LATER["created"])
+        at = len(created) - len(_LATER["created"]) - 1
+        items = _cut(created[at], _ITEM, _LATER["items"])
+        state["created"] = (*created[:at], items, *created[at + 1 :])
     for name in _FACTS:
         if not isinstance(state[name], tuple):
             raise ValueError(f"{name} is no list")
@@ -244,7 +246,8 @@ def _created(fact: Fact) -> Values:
     )
     user, amounts = uuid_bytes(content["user_id"]), (content["total_amount"], content.get("discount_amount"))
     whose = (user, content.get("region"), content["currency"])
-    return (_us(fact.time), *whose, *amounts, items, content.get("prices_include_tax"))
+    cart = (_id(content.get("cart_id")), _us(content.get("cart_created_at")))
+    return (_us(fact.time), *whose, *amounts, items, content.get("prices_include_tax"), *cart)
 
 
 def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:

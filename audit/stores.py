@@ -30,7 +30,8 @@ from errors import OrdersError
 
 COLUMNS: Final = {
     "orders_order": (
-        "id user_id region status currency total_amount discount_amount tax_amount created_at updated_at"
+        "id user_id region status currency total_amount discount_amount tax_amount cart_id cart_created_at"
+        " created_at updated_at"
         " version"
     ),
     "orders_order_item": (
@@ -45,9 +46,33 @@ COLUMNS: Final = {
         "id order_id user_id region order_item_id quantity reason status processed_at created_at updated_at"
         " version"
     ),
+    "orders_suborder": (
+        "id order_id user_id region seller_id status closed_because currency items_amount shipping_amount"
+        " discount_amount tax_amount total_amount units_ordered units_live units_in_transit units_delivered"
+        " units_returned ship_by deliver_by late_since order_status items units parcels parcels_in_transit"
+        " parcels_delivered parcels_returned returns created_at updated_at version"
+    ),
+    "orders_payment": (
+        "id order_id user_id region status amount currency method reason created_at updated_at version"
+    ),
+    "orders_refund": (
+        "id order_id user_id region number status amount tax_amount currency cause cause_id attempt reason"
+        " requested_at settled_at created_at updated_at version"
+    ),
 }
 TABLES: Final = tuple(COLUMNS)
-_TIMES: Final = ("created_at", "updated_at", "processed_at", "estimated_delivery")
+_TIMES: Final = (
+    "created_at",
+    "updated_at",
+    "processed_at",
+    "estimated_delivery",
+    "ship_by",
+    "deliver_by",
+    "late_since",
+    "requested_at",
+    "settled_at",
+    "cart_created_at",
+)
 _MONEY: Final = (
     "total_amount",
     "discount_amount",
@@ -55,8 +80,27 @@ _MONEY: Final = (
     "shipping_amount",
     "tax_amount",
     "shipping_tax_amount",
+    "items_amount",
+    "amount",
 )
-_NUMBERS: Final = ("quantity", "version")
+_NUMBERS: Final = (
+    "quantity",
+    "version",
+    "units_ordered",
+    "units_live",
+    "units_in_transit",
+    "units_delivered",
+    "units_returned",
+    "items",
+    "units",
+    "parcels",
+    "parcels_in_transit",
+    "parcels_delivered",
+    "parcels_returned",
+    "returns",
+    "number",
+    "attempt",
+)
 
 Row = tuple[Any, ...]
 
@@ -179,7 +223,7 @@ def _unescape(text: str) -> str:
 
 
 class Rows:
-    """The four tables, read in a snapshot, in a transaction that can't write.
+    """The tables of orders, read in a snapshot, in a transaction that can't write.
     Methods block on the network.
 
     They raise StoreUnavailable.
@@ -263,7 +307,10 @@ class Rows:
     async def _run(question: Awaitable[Any]) -> Any:
         try:
             return await question
-        except asyncpg.UndefinedTableError as error:
+        except (
+            asyncpg.UndefinedTableError,
+            asyncpg.UndefinedColumnError,
+        ) as error:  # of a version before, too
             raise StoreUnavailable(f"Postgres: {error}", "run orders init") from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise StoreUnavailable(

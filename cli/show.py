@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -13,10 +14,12 @@ from rich.text import Text
 
 from cli.terminal import Rows, Wide, output
 from cli.text import printable, second
-from contracts import times
+from contracts import ids, times
 from contracts.errors import Refused
 from domain import explain
 from errors import OrdersError
+from queries.databases import orders_of_cart
+from queries.errors import Unavailable
 from queries.state import read_state
 from settings import get_settings
 
@@ -52,7 +55,15 @@ RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units",
 
 
 def show_command(
-    order_id: Annotated[str, typer.Argument(help="The order's id, a UUID, with or without dashes.")],
+    order_id: Annotated[
+        str | None, typer.Argument(help="The order's id, a UUID, with or without dashes.")
+    ] = None,
+    cart: Annotated[
+        str | None, typer.Option("--cart", metavar="ID", help="The order that this cart became.")
+    ] = None,
+    checkout: Annotated[
+        str | None, typer.Option("--checkout", metavar="ID", help="The order that this checkout became.")
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option(
@@ -68,12 +79,17 @@ def show_command(
 
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6 --as-of 2026-03-10T12:00:00Z
     """
-    try:
-        order_uuid = UUID(order_id)
-    except ValueError:
+    given = [each for each in (order_id, cart, checkout) if each is not None]
+    if len(given) != 1:
         raise OrdersError(
-            f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6"
-        ) from None
+            "one order is shown at a time" if given else "which order is to be shown?",
+            "give one of ORDER_ID, --cart and --checkout",
+        )
+    order_uuid = _uuid(given[0])
+    if checkout is not None:
+        order_uuid = UUID(bytes=ids.uuid5(order_uuid.bytes, "order"))
+    elif cart is not None:
+        order_uuid = _only(cart, _of_cart(order_uuid))
     time = None if at is None else _time(at)
     order = asyncio.run(read_state(get_settings(), order_uuid))
     if order is None:
@@ -84,6 +100,35 @@ def show_command(
         print(json.dumps(explanation, indent=2))
     else:
         output().print(render(explanation, wide))
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise OrdersError(
+            f"{text!r} is not a UUID", "give an id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6"
+        ) from None
+
+
+def _of_cart(cart_id: UUID) -> Sequence[UUID]:
+    try:
+        return asyncio.run(orders_of_cart(get_settings(), cart_id))
+    except Unavailable as error:
+        raise OrdersError(f"the orders of a cart are in PostgreSQL: {error}", "try again") from error
+
+
+def _only(cart: str, order_ids: Sequence[UUID]) -> UUID:
+    """The one order that a cart became. Raises OrdersError for none, or several."""
+    if not order_ids:
+        remedy = "see that its order was sent with cart_id, and that orders wait says that all is processed"
+        raise OrdersError(f"no order of cart {cart} is known", remedy)
+    if len(order_ids) > 1:
+        raise OrdersError(
+            f"cart {cart} became {len(order_ids)} orders: {', '.join(map(str, order_ids))}",
+            "give the id of one of them",
+        )
+    return order_ids[0]
 
 
 def _time(text: str) -> int:

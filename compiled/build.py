@@ -29,6 +29,7 @@ MODULES: Final = (
     "domain/events.py",
     "domain/fold.py",
     "domain/limits.py",
+    "domain/parts.py",
     "domain/refunds.py",
     "domain/rows.py",
     "domain/status.py",

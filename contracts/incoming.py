@@ -86,6 +86,8 @@ class OrderCreated(Struct, gc=False):
     region: Text | UnsetType = UNSET
     discount_amount: Money | UnsetType = UNSET
     prices_include_tax: bool | UnsetType = UNSET
+    cart_id: UUID | UnsetType = UNSET
+    cart_created_at: Time | UnsetType = UNSET
 
 
 class CheckoutCompleted(Struct, gc=False):
@@ -101,6 +103,8 @@ class CheckoutCompleted(Struct, gc=False):
     region: Text | UnsetType = UNSET
     discount_amount: Money | UnsetType = UNSET
     prices_include_tax: bool | UnsetType = UNSET
+    cart_id: UUID | UnsetType = UNSET
+    cart_created_at: Time | UnsetType = UNSET
 
     @property
     def order_id(self) -> UUID:

@@ -10,6 +10,8 @@ OrderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "retur
 SuborderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
 ParcelStatusText = Literal["pending", "in_transit", "delivered", "returned"]
 ReturnStatusText = Literal["requested", "processed", "rejected"]
+PaymentStatusText = Literal["captured", "failed"]
+RefundStatusText = Literal["requested", "completed", "failed"]
 RefundCauseText = Literal["return", "stock", "closed", "grant"]
 """Why a refund is owed."""
 DeadlineText = Literal["payment", "stock", "release", "label", "refund"]

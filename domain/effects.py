@@ -346,8 +346,18 @@ def order_placed(event: Event) -> Derived:
         UNSET if created.region is None else created.region,
         UNSET if created.discount is None else money.text(created.discount, digits),
         UNSET if created.prices_include_tax is None else created.prices_include_tax,
+        UNSET if created.cart_id is None else ids.uuid(created.cart_id),
+        UNSET if created.cart_created_at is None else times.text(created.cart_created_at),
     )
     return Derived(CREATED, CREATED, f"{CREATED}:{ids.text(event.order_id)}", data)
+
+
+def headers_of_placed(event: Event) -> list[tuple[str, bytes]]:
+    """The headers of an order.created that a checkout.completed becomes: it names the checkout."""
+    created = event.fact
+    assert isinstance(created, Created)
+    assert created.checkout_id is not None
+    return [*headers_of(event), ("ce_checkoutid", ids.text(created.checkout_id).encode())]
 
 
 def _taxes_sent(taxes: Taxes | None, digits: int) -> list[TaxData] | UnsetType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -150,6 +151,9 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     )
     if discount is not None and discount > goods:
         raise Refused(errors.DISCOUNT_TOO_LARGE, "$.discount_amount: above the sum of price * quantity")
+    cart_created_at = None
+    if data.cart_created_at is not UNSET:
+        cart_created_at = times.parse(data.cart_created_at, "$.cart_created_at")
     inclusive = None if data.prices_include_tax is UNSET else data.prices_include_tax
     if taxed and inclusive is None:
         raise Refused(errors.FIELD_MALFORMED, "$.prices_include_tax: missing, though a line has a tax")
@@ -161,6 +165,10 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
         )
     region = None if data.region is UNSET else data.region
     created = Created(time, data.user_id.bytes, region, data.currency, total, discount, items, inclusive)
+    created.cart_id = None if data.cart_id is UNSET else data.cart_id.bytes
+    created.cart_created_at = cart_created_at
+    if isinstance(data, CheckoutCompleted):
+        created.checkout_id = data.checkout_id.bytes
     if taxed and inclusive:
         _refuse_more_tax_than_price(created)
     return created
@@ -395,7 +403,21 @@ def decode(
         refuse_nul(payload, data)
     trace, tracer = attributes.get("ce_traceparent"), attributes.get("traceparent")
     traceparent = None if trace is None and tracer is None else trace_of(trace, tracer)
-    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, traceparent, appended)
+    order_id, fact = data.order_id.bytes, build(data, time)
+    if type(fact) is Created and fact.checkout_id is None:
+        fact.checkout_id = _checkout(attributes.get("ce_checkoutid"), order_id)
+    return Event(type_, order_id, fact, event_id, time, traceparent, appended)
+
+
+def _checkout(named: bytes | None, order_id: bytes) -> bytes | None:
+    """The checkout that an order.created says it was; None if it names none, or one that became another."""
+    if named is None:
+        return None
+    try:
+        checkout_id = UUID(named.decode("ascii")).bytes
+    except ValueError:
+        return None
+    return checkout_id if ids.uuid5(checkout_id, "order") == order_id else None
 
 
 def order_key(event: Event) -> bytes:

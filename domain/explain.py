@@ -68,6 +68,8 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
     return explanation | {
         "user_id": ids.text(created.user_id),
         "region": created.region or "",
+        "cart_id": None if created.cart_id is None else ids.text(created.cart_id),
+        "checkout_id": None if created.checkout_id is None else ids.text(created.checkout_id),
         "money": {
             "total": amount(now.total),
             "tax": amount(whole_tax(created)),

@@ -69,7 +69,8 @@ class Facts:
         self._numbers: dict[int, int] = {}
         # Behind the words the natural key: facts that came in another order still have the same numbers.
         for n, (fact, line, _) in enumerate(sorted(_all(order, sellers), key=_rank), 1):
-            self._numbers[id(fact)] = n
+            if fact is not None:
+                self._numbers[id(fact)] = n
             self.told.append({"n": n, **line})
 
     def numbers(self, *facts: Fact) -> list[int]:
@@ -77,7 +78,8 @@ class Facts:
         return sorted({self._numbers[id(fact)] for fact in facts if id(fact) in self._numbers})
 
 
-_Ranked = tuple[Fact, Json, tuple[Any, ...]]
+_Ranked = tuple[Fact | None, Json, tuple[Any, ...]]
+"""None: what came before the order, and is no fact of its own."""
 
 
 def _rank(each: _Ranked) -> tuple[Any, ...]:
@@ -89,6 +91,8 @@ def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
     created = order.created
     items = {} if created is None else {item.item_id: item.seller_id for item in created.items}
     if created is not None:
+        if sellers is None:
+            yield from _before(created)
         line = _told(created, "order.created", describe_created(created, sellers), order.appended)
         yield created, line, (created.time, 0)
     for field in FACT_FIELDS:
@@ -104,6 +108,18 @@ def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
             what = describe_decision(decision, currency)
             line = _told(decision, type_of(decision), what, decision.appended)
             yield decision, line, (decision.time, 2, decision.n)
+
+
+def _before(created: Created) -> Iterator[_Ranked]:
+    """What came before the order, as far as order.created says: the customer's cart, and its checkout."""
+    if created.cart_id is not None or created.cart_created_at is not None:
+        began = created.time if created.cart_created_at is None else created.cart_created_at
+        named = "a cart" if created.cart_id is None else f"cart {ids.text(created.cart_id)}"
+        line = _told(created, "cart", f"the customer began {named}", 0)
+        yield None, line | {"time": times.text(began)}, (began, -2)
+    if created.checkout_id is not None:
+        what = f"the customer checked out, checkout {ids.text(created.checkout_id)}"
+        yield None, _told(created, "checkout.completed", what, 0), (created.time, -1)
 
 
 def _told(fact: Fact, type_: str, what: str, appended: int, note: str = "") -> Json:

@@ -57,7 +57,7 @@ _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts
 """Event type -> field of Order that holds its facts."""
 _OF_THE_EARLIEST: Final = ("time", "reason")
 """Fields in which repetitions of a fact may differ: those of the earliest one stay."""
-_NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended")
+_NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended", "checkout_id")
 """Fields that are no content (docs/rules.md, Repetitions and conflicts): these, and what is noted here."""
 
 
@@ -141,6 +141,14 @@ def _repeated(
     writer = Writer(event.order_id, created.currency)
     _publish_changes(order, created, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
+
+
+def _name_checkout(known: Created, again: Created, folded: Folded) -> Folded:
+    """Keep the checkout that a repetition names, if it is the first one that does."""
+    if folded.refused is not None or known.checkout_id is not None or again.checkout_id is None:
+        return folded
+    known.checkout_id = again.checkout_id
+    return Folded(True, None, folded.effects)
 
 
 def _reason_fits(
@@ -229,7 +237,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     if is_too_large(created, totals.limits):
         return _TOO_LARGE_TO_BEGIN
     if order.created is not None:
-        return _repeated(order, event, order.created, created, totals)
+        return _name_checkout(order.created, created, _repeated(order, event, order.created, created, totals))
     order.version += 1
     order.created = created
     order.appended = event.appended

@@ -88,6 +88,12 @@ class Created(Stored):
     items: list[Item]
     prices_include_tax: bool | None = None
     """None: not sent, so no line has a tax."""
+    cart_id: Id | None = None
+    cart_created_at: Micros | None = None
+    checkout_id: Id | None = None
+    """Of the checkout that became the order, as far as one is known. No content: the order's id follows from
+    it.
+    """
 
 
 class Payment(Stored):

@@ -1,4 +1,4 @@
-"""An order as rows of the four tables, and as the summary that readers find in Redis.
+"""An order as rows of its tables, and as the summary that readers find in Redis.
 Pure; text as PostgreSQL takes it.
 
 A row's fields are the columns of its table, by name (sinks.schema): ids, enums, money (decimal text in major
@@ -81,6 +81,8 @@ def _order_row(order_id: str, order: Order, first: int, last: int) -> OrderRow:
         total_amount=money.text(created.total, digits),
         discount_amount=money.text(created.discount or 0, digits),
         tax_amount=money.text(whole_tax(created), digits),
+        cart_id=_optional(created.cart_id),
+        cart_created_at=None if created.cart_created_at is None else times.text(created.cart_created_at),
         created_at=times.text(first),
         updated_at=times.text(last),
         version=order.version,

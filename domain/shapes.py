@@ -10,7 +10,16 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from contracts.record_id import RecordId
-from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
+from contracts.statuses import (
+    ClosedBecauseText,
+    OrderStatusText,
+    ParcelStatusText,
+    PaymentStatusText,
+    RefundCauseText,
+    RefundStatusText,
+    ReturnStatusText,
+    SuborderStatusText,
+)
 from domain.enums import DeadlineKind
 from domain.order import Fact, SimpleFact
 
@@ -112,6 +121,8 @@ class OrderRow(Struct, gc=False):
     total_amount: str
     discount_amount: str
     tax_amount: str
+    cart_id: str | None
+    cart_created_at: str | None
     created_at: str
     updated_at: str
     version: int
@@ -173,7 +184,84 @@ class ReturnRow(Struct, gc=False):
     version: int
 
 
-Row = OrderRow | ItemRow | ShipmentRow | ReturnRow
+class SuborderRow(Struct, gc=False):
+    """Of orders_suborder. Amounts are over the live units; `items`: lines, `units`: all of their units."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    seller_id: str
+    status: SuborderStatusText
+    closed_because: ClosedBecauseText | None
+    currency: str
+    items_amount: str
+    shipping_amount: str
+    discount_amount: str
+    tax_amount: str
+    total_amount: str
+    units_ordered: int
+    units_live: int
+    units_in_transit: int
+    units_delivered: int
+    units_returned: int
+    ship_by: str | None
+    deliver_by: str | None
+    late_since: str | None
+    order_status: OrderStatusText
+    items: int
+    units: int
+    parcels: int
+    parcels_in_transit: int
+    parcels_delivered: int
+    parcels_returned: int
+    returns: int
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class PaymentRow(Struct, gc=False):
+    """Of orders_payment. A failed one has neither amount nor currency nor method."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    status: PaymentStatusText
+    amount: str | None
+    currency: str | None
+    method: str | None
+    reason: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class RefundRow(Struct, gc=False):
+    """Of orders_refund."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    number: int
+    status: RefundStatusText
+    amount: str
+    tax_amount: str
+    currency: str
+    cause: RefundCauseText
+    cause_id: str
+    attempt: int
+    reason: str | None
+    requested_at: str
+    settled_at: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+Row = OrderRow | ItemRow | ShipmentRow | ReturnRow | SuborderRow | PaymentRow | RefundRow
 
 
 class SuborderSummary(Struct, gc=False):

@@ -184,15 +184,7 @@ class Repairer:
             return
         broken = set(order_ids)
         self._lock.check()
-        await self._rows.replace(
-            order_ids,
-            RowBatch(
-                [row for row in rows.orders if row.id in broken],
-                [row for row in rows.items if row.order_id in broken],
-                [row for row in rows.shipments if row.order_id in broken],
-                [row for row in rows.returns if row.order_id in broken],
-            ),
-        )
+        await self._rows.replace(order_ids, rows.of(broken))
 
     async def _write_states(self, lane: int, order_ids: Sequence[str], states: Mapping[bytes, bytes]) -> None:
         """Append the states. A higher version in the changelog is deleted first: a deletion counts as later

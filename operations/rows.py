@@ -100,12 +100,7 @@ async def _bring_back(
     if result.dry_run:
         result.rows += sum(behind.values())
         return
-    mended = RowBatch(
-        [row for row in rows.orders if row.id in behind],
-        [row for row in rows.items if row.order_id in behind],
-        [row for row in rows.shipments if row.order_id in behind],
-        [row for row in rows.returns if row.order_id in behind],
-    )
+    mended = rows.of(behind)
     result.rows += await sink.write(mended)
     result.remaining += len(_behind(await compare.with_rows(connection, mended, [*behind])))
 

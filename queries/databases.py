@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import sqlalchemy as sa
@@ -149,6 +150,19 @@ def _only_open(connection: Any, _record: Any, _proxy: Any) -> None:
     """Has the pool make another connection in place of one that has ended meanwhile."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+async def orders_of_cart(settings: Settings, cart_id: UUID) -> Sequence[UUID]:
+    """The orders that a cart became, by the primary's rows, the oldest first. Blocks as Database.rows. Raises
+    Unavailable.
+    """
+    primary = Database(settings, settings.postgres, "primary")
+    try:
+        return [row[0] for row in await primary.rows(statements.of_cart(cart_id))]
+    except Away as error:
+        raise Unavailable(str(error)) from error
+    finally:
+        await primary.close()
 
 
 class Replica(Database):

@@ -13,7 +13,16 @@ from uuid import UUID
 
 from pydantic import Field
 
-from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
+from contracts.statuses import (
+    ClosedBecauseText,
+    OrderStatusText,
+    ParcelStatusText,
+    PaymentStatusText,
+    RefundCauseText,
+    RefundStatusText,
+    ReturnStatusText,
+    SuborderStatusText,
+)
 
 Amount = Annotated[str, Field(description="Decimal text in major units.", examples=["129.90"])]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -29,13 +38,67 @@ class Suborder:
 
     suborder_id: UUID
     seller_id: UUID
-    status: Annotated[
-        SuborderStatusText | None,
-        Field(description="null: only the cache knows it, and it has forgotten the order."),
-    ] = None
-    total_amount: Annotated[
-        str | None, Field(description="Of the live units, less their discount. null: as with status.")
-    ] = None
+    status: SuborderStatusText
+    total_amount: Annotated[Amount, Field(description="Of the live units, less their discount.")]
+
+
+@dataclass(slots=True)
+class SuborderDetails(Suborder):
+    """A suborder with everything that its row holds. Amounts are over its live units; of the units, all, live
+    ones, and live ones at least so far.
+    """
+
+    closed_because: Annotated[
+        ClosedBecauseText | None, Field(description="Why no unit is live; null: some is.")
+    ]
+    items_amount: Amount
+    shipping_amount: Amount
+    discount_amount: Amount
+    tax_amount: Annotated[Amount, Field(description="The shipping's too.")]
+    units_ordered: int
+    units_live: int
+    units_in_transit: int
+    units_delivered: int
+    units_returned: int
+    ship_by: Annotated[Time | None, Field(description="The earliest promised.")]
+    deliver_by: Annotated[Time | None, Field(description="The earliest promised.")]
+    late_since: Time | None
+
+
+@dataclass(slots=True)
+class Payment:
+    """A payment. One that failed, and never succeeded, has neither amount nor currency. Its reason is free
+    text, and stays in the rows.
+    """
+
+    payment_id: UUID
+    status: PaymentStatusText
+    amount: Amount | None
+    currency: str | None
+    method: str | None
+    created_at: Time
+    updated_at: Time
+    version: int
+
+
+@dataclass(slots=True)
+class Refund:
+    """A refund that was decided. A reason why it failed is free text, and stays in the rows."""
+
+    refund_id: UUID
+    number: Annotated[int, Field(description="0, 1, ... by decision.")]
+    status: RefundStatusText
+    amount: Amount
+    tax_amount: Annotated[Amount, Field(description="What of the amount is tax.")]
+    currency: str
+    cause: RefundCauseText
+    cause_id: Annotated[UUID, Field(description="Of the return, the seller or the order.")]
+    attempt: Annotated[int, Field(description="The latest that was asked for.")]
+    requested_at: Time
+    settled_at: Annotated[Time | None, Field(description="When it was paid out.")]
+    created_at: Time
+    updated_at: Time
+    version: int
 
 
 @dataclass(slots=True)
@@ -151,10 +214,14 @@ class OrderDetails(Head):
     items: list[Item]
     shipments: list[ParcelDetails]
     returns: list[Return]
+    suborders: list[SuborderDetails]
+    payments: list[Payment]
+    refunds: Annotated[list[Refund], Field(description="In the order of their numbers.")]
+    cart_id: Annotated[UUID | None, Field(description="The cart that became the order, if its sender said.")]
+    cart_created_at: Time | None
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
         default_factory=list
     )
-    suborders: list[Suborder] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -171,7 +238,7 @@ class SellerDetails:
     shipments: list[ParcelDetails]
     returns: list[Return]
     moments: Annotated[list[Moment], Field(description="In the order of their times.")]
-    suborders: list[Suborder]
+    suborders: list[SuborderDetails]
 
 
 @dataclass(slots=True)
@@ -223,9 +290,14 @@ class ToldFact:
     """A fact of an order."""
 
     n: Annotated[int, Field(description="Its number in this answer, from 1.")]
-    time: Annotated[Time, Field(description="When it happened, as its sender says.")]
+    time: Annotated[
+        Time,
+        Field(description="When it happened, as its sender says. Of a cart without a time: the order's."),
+    ]
     appended: Annotated[Time | None, Field(description="When the broker took its record. null: not known.")]
-    type: Annotated[str, Field(description="The type of its event.")]
+    type: Annotated[
+        str, Field(description="The type of its event; cart: that the customer's cart was begun.")
+    ]
     what: Annotated[str, Field(description="It in a sentence, without free text.")]
     source: Annotated[str | None, Field(description="Who sent it. null: not known.")]
     cause: Annotated[
@@ -356,6 +428,8 @@ class Timeline:
     returns: list[TimelineReturn] | None = None
     user_id: UUID | None = None
     region: str | None = None
+    cart_id: UUID | None = None
+    checkout_id: UUID | None = None
     money: TimelineMoney | None = None
     refunds: list[TimelineRefund] | None = None
     anomalies: list[str] | None = None
@@ -390,7 +464,7 @@ class TrackedStatus:
 
 @dataclass(slots=True)
 class Sold:
-    """A seller's part of an order, as its seller sees it. Amounts are as ordered."""
+    """A seller's part of an order, as its seller sees it. Amounts are over its live units."""
 
     suborder_id: UUID
     order_id: UUID
@@ -402,13 +476,20 @@ class Sold:
     shipping_amount: Amount
     order_version: int
     shipments: list[Parcel]
-    status: Annotated[
-        SuborderStatusText | None,
-        Field(description="null: only the cache knows it, and it has forgotten the order."),
-    ] = None
-    total_amount: Annotated[
-        str | None, Field(description="Of the live units, less their discount. null: as with status.")
-    ] = None
+    status: SuborderStatusText
+    total_amount: Annotated[Amount, Field(description="Of the live units, less their discount.")]
+    closed_because: Annotated[
+        ClosedBecauseText | None, Field(description="Why no unit is live; null: some is.")
+    ]
+    discount_amount: Amount
+    tax_amount: Annotated[Amount, Field(description="The shipping's too.")]
+    units_live: int
+    units_in_transit: int
+    units_delivered: int
+    units_returned: int
+    ship_by: Time | None
+    deliver_by: Time | None
+    late_since: Time | None
 
 
 @dataclass(slots=True)

@@ -58,13 +58,6 @@ _details: Final = msgspec.json.Decoder(OrderDetails)
 _summary: Final = msgspec.json.Decoder(Summary)
 
 
-class _Suborders(msgspec.Struct):
-    suborders: list[Suborder]
-
-
-_suborders: Final = msgspec.json.Decoder(_Suborders)
-
-
 class _Parties(msgspec.Struct):
     user_id: UUID
     suborders: list[Suborder]
@@ -106,6 +99,7 @@ class Filters(NamedTuple):
     region: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    cart: UUID | None = None
 
 
 class Seen(NamedTuple):
@@ -166,9 +160,6 @@ class Reader:
         details, source = (
             (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary, sees)
         )
-        parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= details.version else None
-        if parts is not None:
-            details.suborders = parts.suborders
         return Answer(_encode(sees.details(details)), source, details.version)
 
     async def timeline(
@@ -296,19 +287,28 @@ class Reader:
         """Return a page of orders, newest first. Raises ValueError for a cursor that isn't one of a list with
         these filters, of what `sees` sees.
 
-        A list of neither users nor sellers reads every order there is, so a process reads one at a time.
+        A list of neither users nor sellers that is filtered by a status or a region may read every order
+        there is, so a process reads one at a time.
         """
-        lists = sees.orders(filters.user, filters.seller, filters.region)
+        lists = sees.orders(filters.user, filters.seller, filters.region, filters.cart)
         # By which of a caller's lists it is made decides how it is sorted.
         bound = bound_to(filters._asdict() | {"of": lists and lists[:2]})
         after = None if cursor is None else Position.parse(cursor, bound)
         if lists is None:
             return _nothing(OrderPage([], None), None)
         query = statements.orders(
-            lists, filters.status, filters.region, filters.since, filters.until, after, limit + 1
+            lists,
+            filters.status,
+            filters.region,
+            filters.since,
+            filters.until,
+            after,
+            limit + 1,
+            filters.cart,
         )
         rows: Sequence[Sequence[Any]]
-        async with nullcontext() if lists.users or lists.sellers else self._alone():
+        indexed = lists.users or lists.sellers or filters.cart or not (filters.status or filters.region)
+        async with nullcontext() if indexed else self._alone():
             rows, source = await self._list(lambda database: database.rows(query), None)
         shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]
         more = len(rows) > limit
@@ -342,19 +342,7 @@ class Reader:
         query = statements.suborders(seller_id, after, limit + 1)
         rows: Sequence[Sequence[Any]]
         rows, source = await self._list(lambda database: database.rows(query), seen, seller_id=seller_id)
-        sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
-
-        def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
-            parts = read_foreign(_suborders.decode, summary)
-            return version_of(summary), [] if parts is None else [
-                part for part in parts.suborders if part.seller_id == seller_id
-            ]
-
-        for each, (version, parts) in zip(
-            sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True
-        ):
-            for part in parts if version >= each.order_version else ():
-                each.status, each.total_amount = part.status, part.total_amount
+        sold = [statements.as_sold(row) for row in rows[:limit]]
         more = len(rows) > limit
         return Answer(
             _encode(

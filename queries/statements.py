@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -16,8 +17,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from contracts import ids, money, times
-from contracts.statuses import ParcelStatusText, ReturnStatusText
+from contracts import money, times
+from contracts.statuses import (
+    ClosedBecauseText,
+    ParcelStatusText,
+    PaymentStatusText,
+    RefundCauseText,
+    RefundStatusText,
+    ReturnStatusText,
+    SuborderStatusText,
+)
 from queries.documents import (
     Head,
     Item,
@@ -25,10 +34,13 @@ from queries.documents import (
     OrderDetails,
     Parcel,
     ParcelDetails,
+    Payment,
+    Refund,
     Return,
     SellerHead,
     Sold,
     Suborder,
+    SuborderDetails,
     Summary,
     Tracked,
 )
@@ -44,6 +56,9 @@ _order: Final = _tables["orders_order"]
 _item: Final = _tables["orders_order_item"]
 _shipment: Final = _tables["orders_shipment"]
 _return: Final = _tables["orders_return"]
+_suborder: Final = _tables["orders_suborder"]
+_payment: Final = _tables["orders_payment"]
+_refund: Final = _tables["orders_refund"]
 
 TRACKED: Final = 100
 """Parcels that a tracking number shows, as in the cache."""
@@ -149,9 +164,23 @@ def _details(by_user: bool) -> sa.Select[Any]:
         items,
         shipments,
         returns,
+        parts(_suborder, **_columns_of(_suborder, _Suborder, suborder_id="id")),
+        parts(_payment, **_columns_of(_payment, _Payment, payment_id="id")),
+        parts(_refund, **_columns_of(_refund, _Refund, refund_id="id")),
+        _order.c.cart_id,
+        _order.c.cart_created_at,
     )
     query = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
     return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
+
+
+def _columns_of(table: sa.Table, kind: type[msgspec.Struct], **named: str) -> dict[str, Any]:
+    """The columns that a struct has as its fields, of which some have other names there; money as text."""
+    columns = {name: table.c[named.get(name, name)] for name in kind.__struct_fields__}
+    return {
+        name: sa.cast(column, sa.Text) if isinstance(column.type, sa.Numeric) else column
+        for name, column in columns.items()
+    }
 
 
 def history(
@@ -195,13 +224,14 @@ def orders(
     until: datetime | None,
     after: Position | None,
     limit: int,
+    cart: UUID | None = None,
 ) -> Query:
     """Orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
     Each row begins with its place in the order of the list, and whether its user is one of `users`.
 
-    Orders of users are found by the index orders_order_user, those of sellers by orders_order_item_seller,
-    each no further than the page needs; the latter are sorted by the time of their order.created. Without
-    users and sellers nothing serves the order: every partition is read.
+    Orders of users are found by the index orders_order_user, those of sellers by orders_suborder_seller,
+    those of a cart by orders_order_cart, all others by orders_order_created, each no further than the page
+    needs.
     """
     values = {
         "users": list(lists.users) or None,
@@ -209,6 +239,7 @@ def orders(
         "seller_id": lists.seller_id,
         "status": status,
         "region": region,
+        "cart_id": cart,
         "since": since,
         "until": until,
         **_after(after),
@@ -246,7 +277,7 @@ def _placed(
 def _orders_of_users(given: frozenset[str], limit: int) -> sa.Select[Any]:
     c = _order.c
     query = sa.select(c.created_at.label("place"), sa.literal_column("true").label("whole"), *_head())
-    for name in ("status", "region"):
+    for name in ("status", "region", "cart_id"):
         if name in given:
             query = query.where(c[name] == _value(name, c[name]))
     if "seller_id" in given:
@@ -273,33 +304,31 @@ def _orders_of_users(given: frozenset[str], limit: int) -> sa.Select[Any]:
 
 
 def _orders_of_sellers(given: frozenset[str], limit: int) -> sa.Select[Any]:
-    i = _item.c
+    p = _suborder.c
     seller = _each("sellers")
-    group = (i.order_id, i.user_id, i.region, i.created_at)
-    lines: sa.Select[Any] = sa.select(*group).where(i.seller_id == seller.c.id)
+    columns = (p.order_id, p.user_id, p.region, p.created_at)
+    parts: sa.Select[Any] = sa.select(*columns).where(p.seller_id == seller.c.id)
+    if "status" in given:
+        parts = parts.where(p.order_status == _value("status", p.order_status))
     if "region" in given:
-        lines = lines.where(i.region == _value("region", i.region))
+        parts = parts.where(p.region == _value("region", p.region))
     if "users" in given:
         # Those are in the other half, whole.
-        lines = lines.where(i.user_id != sa.all_(sa.bindparam("users", type_=_IDS)))
-    lines = _placed(lines, given, i.created_at, i.order_id).group_by(*group)
-    lines = lines.order_by(i.created_at.desc(), i.order_id.desc())
-    if "status" not in given:
-        lines = lines.limit(_rows(limit))
-    line = lines.correlate(seller).lateral("line")
-    # As in `suborders`: with a limit it stays a look into one partition for each line.
+        parts = parts.where(p.user_id != sa.all_(sa.bindparam("users", type_=_IDS)))
+    parts = _placed(parts, given, p.created_at, p.order_id)
+    parts = parts.order_by(p.created_at.desc(), p.order_id.desc()).limit(_rows(limit))
+    part = parts.correlate(seller).lateral("part")
+    # With a limit it stays what it is: a look into one partition for each row of the page, whatever the
+    # planner thinks of the tables.
     own = (
         sa.select(*_head())
-        .where(_order.c.id == line.c.order_id, _order.c.user_id == line.c.user_id)
-        .where(_order.c.region == line.c.region)
+        .where(_order.c.id == part.c.order_id, _order.c.user_id == part.c.user_id)
+        .where(_order.c.region == part.c.region)
         .limit(1)
         .lateral("own")
     )
-    columns = (line.c.created_at.label("place"), sa.literal_column("false").label("whole"), *own.c)
-    query: sa.Select[Any] = sa.select(*columns).select_from(line.join(own, sa.true()))
-    if "status" in given:
-        query = query.where(own.c.status == _value("status", _order.c.status))
-    query = query.order_by(line.c.created_at.desc(), line.c.order_id.desc()).limit(_rows(limit))
+    columns_ = (part.c.created_at.label("place"), sa.literal_column("false").label("whole"), *own.c)
+    query: sa.Select[Any] = sa.select(*columns_).select_from(part.join(own, sa.true()))
     page = query.lateral("page")
     # An order of several of these sellers is there for each of them.
     return (
@@ -317,6 +346,18 @@ _IDS: Final = pg.ARRAY(sa.Uuid)
 def _each(name: str) -> sa.TableValuedAlias:
     ids_ = sa.func.unnest(sa.bindparam(name, type_=_IDS))
     return ids_.table_valued(sa.column("id", sa.Uuid), name=f"each_of_{name}").render_derived()
+
+
+def of_cart(cart_id: UUID) -> Query:
+    """Ids of the orders that a cart became, TRACKED at most; found by the index orders_order_cart."""
+    return Query(_of_cart(), {"cart_id": cart_id})
+
+
+@cache
+def _of_cart() -> sa.Select[Any]:
+    c = _order.c
+    query = sa.select(c.id).where(c.cart_id == _value("cart_id", c.cart_id))
+    return query.order_by(c.created_at, c.id).limit(_rows(TRACKED))
 
 
 def version(order_id: UUID, user_id: UUID | None, seller_id: UUID | None = None) -> Query:
@@ -372,30 +413,20 @@ def _owners() -> sa.Select[Any]:
 
 def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:
     """A seller's parts of orders, newest first. Every partition is looked into, by the index
-    orders_order_item_seller, which has the page's order; the orders and parcels of a page are then
-    found in their own partitions.
+    orders_suborder_seller, which has the page's order; the parcels of a page are then found in their own
+    partitions.
     """
     return Query(_suborders(after is not None, limit), {"seller_id": seller_id, **_after(after)})
 
 
 @lru_cache(maxsize=256)
 def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
-    seller_id = _value("seller_id", _item.c.seller_id)
-    group = (_item.c.order_id, _item.c.user_id, _item.c.region, _item.c.created_at)
-    page = sa.select(
-        *group,
-        sa.func.sum(_item.c.quantity).label("quantity"),
-        sa.func.sum(_item.c.price * _item.c.quantity).label("items_amount"),
-        sa.func.sum(_item.c.shipping_amount).label("shipping_amount"),
-    ).where(_item.c.seller_id == seller_id)
+    c = _suborder.c
+    seller_id = _value("seller_id", c.seller_id)
+    page = sa.select(_suborder).where(c.seller_id == seller_id)
     if paged:
-        page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
-    page_ = (
-        page.group_by(*group)
-        .order_by(_item.c.created_at.desc(), _item.c.order_id.desc())
-        .limit(_rows(limit))
-        .subquery("page")
-    )
+        page = page.where(*_behind(c.created_at, c.order_id))
+    page_ = page.order_by(c.created_at.desc(), c.order_id.desc()).limit(_rows(limit)).subquery("page")
     parcel = _object(
         shipment_id=_shipment.c.id,
         seller_id=_shipment.c.seller_id,
@@ -419,34 +450,23 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         .correlate(page_)
         .scalar_subquery()
     )
-    # With a limit it stays what it is: a look into one partition for each row of the page, whatever the
-    # planner thinks of the tables.
-    own = (
-        sa.select(_order.c.status, _order.c.currency, _order.c.version)
-        .where(
-            _order.c.id == page_.c.order_id,
-            _order.c.user_id == page_.c.user_id,
-            _order.c.region == page_.c.region,
-        )
-        .limit(1)
-        .lateral("own")
+    part = _object(
+        **{
+            name: sa.cast(page_.c[of], sa.Text) if isinstance(page_.c[of].type, sa.Numeric) else page_.c[of]
+            for name in _Suborder.__struct_fields__
+            for of in ("id" if name == "suborder_id" else name,)
+        }
     )
     columns = (
         page_.c.order_id,
         page_.c.created_at,
-        own.c.status,
-        own.c.currency,
-        page_.c.quantity,
-        sa.cast(page_.c.items_amount, sa.Text),
-        sa.cast(page_.c.shipping_amount, sa.Text),
-        own.c.version,
+        page_.c.order_status,
+        page_.c.currency,
+        page_.c.version,
+        sa.cast(part, sa.Text),
         parcels,
     )
-    return (
-        sa.select(*columns)
-        .select_from(page_.join(own, sa.true()))
-        .order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
-    )
+    return sa.select(*columns).order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
 
 
 def _rows(limit: int) -> sa.ColumnElement[int]:
@@ -529,9 +549,61 @@ class _Return(msgspec.Struct):
     version: int
 
 
+class _Suborder(msgspec.Struct):
+    suborder_id: UUID
+    seller_id: UUID
+    status: SuborderStatusText
+    total_amount: str
+    closed_because: ClosedBecauseText | None
+    items_amount: str
+    shipping_amount: str
+    discount_amount: str
+    tax_amount: str
+    units_ordered: int
+    units_live: int
+    units_in_transit: int
+    units_delivered: int
+    units_returned: int
+    ship_by: str | None
+    deliver_by: str | None
+    late_since: str | None
+
+
+class _Payment(msgspec.Struct):
+    payment_id: UUID
+    status: PaymentStatusText
+    amount: str | None
+    currency: str | None
+    method: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class _Refund(msgspec.Struct):
+    refund_id: UUID
+    number: int
+    status: RefundStatusText
+    amount: str
+    tax_amount: str
+    currency: str
+    cause: RefundCauseText
+    cause_id: UUID
+    attempt: int
+    requested_at: str
+    settled_at: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
 _items: Final = msgspec.json.Decoder(list[_Item])
 _parcels: Final = msgspec.json.Decoder(list[_Parcel])
 _returns: Final = msgspec.json.Decoder(list[_Return])
+_suborder_of: Final = msgspec.json.Decoder(_Suborder)
+_parts: Final = msgspec.json.Decoder(list[_Suborder])
+_payments: Final = msgspec.json.Decoder(list[_Payment])
+_refunds: Final = msgspec.json.Decoder(list[_Refund])
 
 
 def as_listed(row: Sequence[Any], sees_all: bool) -> Head | SellerHead:
@@ -561,7 +633,8 @@ def as_head(row: Sequence[Any]) -> Head:
 
 def as_details(row: Sequence[Any]) -> OrderDetails:
     """Convert a row of `details`."""
-    head, (region, discount, tax, items, shipments, returns) = as_head(row[:8]), row[8:]
+    head, (region, discount, tax, items, shipments, returns) = as_head(row[:8]), row[8:14]
+    parts, payments, refunds, cart_id, cart_created_at = row[14:]
     currency = head.currency
     details = OrderDetails(
         head.order_id,
@@ -575,21 +648,7 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
         region,
         _amount(discount, currency),
         _amount(tax, currency),
-        [
-            Item(
-                each.item_id,
-                each.product_id,
-                each.seller_id,
-                each.warehouse_id,
-                each.sku,
-                each.quantity,
-                _amount(each.price, currency),
-                _amount(each.shipping_amount, currency),
-                _amount(each.tax_amount, currency),
-                _amount(each.shipping_tax_amount, currency),
-            )
-            for each in _items.decode(items or "[]")
-        ],
+        [_item_of(each, currency) for each in _items.decode(items or "[]")],
         [
             ParcelDetails(*_parcel_fields(each), _iso(each.created_at), _iso(each.updated_at), each.version)
             for each in _parcels.decode(shipments or "[]")
@@ -600,18 +659,93 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
                 each.item_id,
                 each.quantity,
                 each.status,
-                None if each.processed_at is None else _iso(each.processed_at),
+                _iso_or_none(each.processed_at),
                 _iso(each.created_at),
                 _iso(each.updated_at),
                 each.version,
             )
             for each in _returns.decode(returns or "[]")
         ],
+        sorted(
+            (_suborder_details(each, currency) for each in _parts.decode(parts or "[]")),
+            key=attrgetter("seller_id"),
+        ),
+        [_payment_of(each) for each in _payments.decode(payments or "[]")],
+        sorted((_refund_of(each) for each in _refunds.decode(refunds or "[]")), key=attrgetter("number")),
+        cart_id,
+        None if cart_created_at is None else _time(cart_created_at),
     )
     details.moments = _moments(details)
-    sellers = sorted({item.seller_id for item in details.items})
-    details.suborders = [Suborder(suborder_id(details.order_id, seller), seller) for seller in sellers]
     return details
+
+
+def _item_of(each: _Item, currency: str) -> Item:
+    return Item(
+        each.item_id,
+        each.product_id,
+        each.seller_id,
+        each.warehouse_id,
+        each.sku,
+        each.quantity,
+        _amount(each.price, currency),
+        _amount(each.shipping_amount, currency),
+        _amount(each.tax_amount, currency),
+        _amount(each.shipping_tax_amount, currency),
+    )
+
+
+def _suborder_details(each: _Suborder, currency: str) -> SuborderDetails:
+    return SuborderDetails(
+        each.suborder_id,
+        each.seller_id,
+        each.status,
+        _amount(each.total_amount, currency),
+        each.closed_because,
+        _amount(each.items_amount, currency),
+        _amount(each.shipping_amount, currency),
+        _amount(each.discount_amount, currency),
+        _amount(each.tax_amount, currency),
+        each.units_ordered,
+        each.units_live,
+        each.units_in_transit,
+        each.units_delivered,
+        each.units_returned,
+        _iso_or_none(each.ship_by),
+        _iso_or_none(each.deliver_by),
+        _iso_or_none(each.late_since),
+    )
+
+
+def _payment_of(each: _Payment) -> Payment:
+    return Payment(
+        each.payment_id,
+        each.status,
+        None if each.amount is None or each.currency is None else _amount(each.amount, each.currency),
+        each.currency,
+        each.method,
+        _iso(each.created_at),
+        _iso(each.updated_at),
+        each.version,
+    )
+
+
+def _refund_of(each: _Refund) -> Refund:
+    return Refund(
+        each.refund_id,
+        each.number,
+        each.status,
+        _amount(each.amount, each.currency),
+        _amount(each.tax_amount, each.currency),
+        each.currency,
+        each.cause,
+        each.cause_id,
+        each.attempt,
+        _iso(each.requested_at),
+        _iso_or_none(each.settled_at),
+        _iso(each.created_at),
+        _iso(each.updated_at),
+        each.version,
+    )
 
 
 def as_summary(details: OrderDetails) -> Summary:
@@ -636,7 +770,10 @@ def as_summary(details: OrderDetails) -> Summary:
         details.created_at,
         details.updated_at,
         details.version,
-        details.suborders,
+        [
+            Suborder(each.suborder_id, each.seller_id, each.status, each.total_amount)
+            for each in details.suborders
+        ],
         shipments,
     )
 
@@ -649,30 +786,38 @@ def as_tracked(row: Sequence[Any]) -> Tracked:
     )
 
 
-def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
+def as_sold(row: Sequence[Any]) -> Sold:
     """Convert a row of `suborders`."""
-    order_id, created_at, status, currency, quantity, items_amount, shipping_amount, version_, shipments = row
+    order_id, created_at, status, currency, version_, part, shipments = row
+    own = _suborder_details(_suborder_of.decode(part), currency)
     return Sold(
-        suborder_id(order_id, seller_id),
+        own.suborder_id,
         order_id,
         _time(created_at),
         status,
         currency,
-        quantity,
-        _amount(items_amount, currency),
-        _amount(shipping_amount, currency),
+        own.units_ordered,
+        own.items_amount,
+        own.shipping_amount,
         version_,
         [Parcel(*_parcel_fields(each)) for each in _parcels.decode(shipments or "[]")],
+        own.status,
+        own.total_amount,
+        own.closed_because,
+        own.discount_amount,
+        own.tax_amount,
+        own.units_live,
+        own.units_in_transit,
+        own.units_delivered,
+        own.units_returned,
+        own.ship_by,
+        own.deliver_by,
+        own.late_since,
     )
 
 
-def suborder_id(order_id: UUID, seller_id: UUID) -> UUID:
-    """Return the id that the pipeline gives to a seller's part of an order."""
-    return UUID(ids.uuid5_text(order_id.bytes, f"suborder:{seller_id}"))
-
-
 def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, ParcelStatusText, str | None, str | None, str | None]:
-    estimated = None if each.estimated_delivery is None else _iso(each.estimated_delivery)
+    estimated = _iso_or_none(each.estimated_delivery)
     return each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, estimated
 
 
@@ -703,3 +848,7 @@ def _time(value: datetime) -> str:
 
 def _iso(value: str) -> str:
     return _time(datetime.fromisoformat(value))
+
+
+def _iso_or_none(value: str | None) -> str | None:
+    return None if value is None else _iso(value)

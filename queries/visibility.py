@@ -23,7 +23,10 @@ class Parties(Protocol):
     """Whose order it is: its user, and its sellers by their suborders. Neither ever changes."""
 
     user_id: UUID
-    suborders: list[Suborder]
+
+    @property
+    def suborders(self) -> Sequence[Suborder]:
+        """Of each seller one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,11 @@ class Visibility:
             [each for each in order.suborders if each.seller_id in self.sellers],
         )
 
-    def orders(self, user_id: UUID | None, seller_id: UUID | None, region: str | None) -> Lists | None:
+    def orders(
+        self, user_id: UUID | None, seller_id: UUID | None, region: str | None, cart_id: UUID | None = None
+    ) -> Lists | None:
         """Which orders a list with these filters is of; None: of none. A filter by what a caller doesn't see
-        of an order (its user, its region) doesn't find that order.
+        of an order (its user, its region, its cart) doesn't find that order.
         """
         user, seller = () if user_id is None else (user_id,), () if seller_id is None else (seller_id,)
         if self.everything or (user_id is not None and user_id in self.users):
@@ -101,8 +106,8 @@ class Visibility:
             return None
         users = tuple(sorted(self.users))
         if seller_id is None:
-            sellers = tuple(sorted(self.sellers)) if region is None else ()
-        elif seller_id in self.sellers and region is None:
+            sellers = tuple(sorted(self.sellers)) if region is None and cart_id is None else ()
+        elif seller_id in self.sellers and region is None and cart_id is None:
             sellers = seller
         else:
             sellers = ()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +57,7 @@ def _torn(what: str) -> SchemaMismatch:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The partitioning of the four tables."""
+    """The partitioning of the tables."""
 
     partition_by: PartitionBy
     partitions: int
@@ -276,8 +276,9 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
 
     partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one
     default partition at first). Raises SchemaMismatch, and changes nothing, when the tables are there and
-    partitioned otherwise, or a part of the schema was dropped; ValueError for another partition_by; OSError,
-    TimeoutError or asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
+    partitioned otherwise, a part of the schema was dropped, or something that isn't ours uses what a
+    migration replaces; ValueError for another partition_by; OSError, TimeoutError or asyncpg.PostgresError
+    when the server isn't there or refuses. Blocks until it is done.
     """
     if partition_by not in PARTITION_COLUMNS:
         raise ValueError(
@@ -299,11 +300,29 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
             # A later version's, to which nothing is to be added: who goes back runs this, too.
             _refuse(revision, _misfits(connection))
             return
-        _migrate(connection, expected)
+        with _dependents_named():
+            _migrate(connection, expected)
         _require_whole(connection)
 
     async with connect(settings) as connection:
         await connection.run_sync(run)
+
+
+@contextmanager
+def _dependents_named() -> Iterator[None]:
+    """Explain why what a migration replaces can't go: something that isn't ours is made of it."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "2BP01":
+            raise
+        depending = str(getattr(getattr(error.orig, "__cause__", None), "detail", "") or error.orig).replace(
+            "\n", "; "
+        )
+        raise SchemaMismatch(
+            f"what the new version replaces is used by something of yours: {depending}; nothing was changed",
+            "drop it, run orders init, and make it again",
+        ) from error
 
 
 def _migrate(connection: sa.Connection, expected: Layout) -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from domain.shapes import ItemRow, OrderRow, ReturnRow, Row, ShipmentRow
+from domain.shapes import (
+    ItemRow,
+    OrderRow,
+    PaymentRow,
+    RefundRow,
+    ReturnRow,
+    Row,
+    ShipmentRow,
+    SuborderRow,
+)
 
 ROWS: Final[dict[str, type[Row]]] = {
     "orders_order": OrderRow,
     "orders_order_item": ItemRow,
     "orders_shipment": ShipmentRow,
     "orders_return": ReturnRow,
+    "orders_suborder": SuborderRow,
+    "orders_payment": PaymentRow,
+    "orders_refund": RefundRow,
 }
 """Table -> its row, whose fields are the table's columns (sinks.postgres holds
 them to each other by name).
@@ -21,7 +33,7 @@ them to each other by name).
 
 @dataclass(slots=True)
 class RowBatch:
-    """Rows of the four tables that are written together.
+    """Rows of the tables that are written together.
     Each primary key at most once in a batch; an order's rows may come in any number of batches.
     """
 
@@ -29,15 +41,60 @@ class RowBatch:
     items: list[ItemRow] = field(default_factory=list)
     shipments: list[ShipmentRow] = field(default_factory=list)
     returns: list[ReturnRow] = field(default_factory=list)
+    suborders: list[SuborderRow] = field(default_factory=list)
+    payments: list[PaymentRow] = field(default_factory=list)
+    refunds: list[RefundRow] = field(default_factory=list)
 
     def by_table(self) -> dict[str, Sequence[Row]]:
         """Table -> its rows, in the order of `sinks.schema.TABLES`; tables without rows are left out."""
-        lists: tuple[Sequence[Row], ...] = (self.orders, self.items, self.shipments, self.returns)
+        lists: tuple[Sequence[Row], ...] = (
+            self.orders,
+            self.items,
+            self.shipments,
+            self.returns,
+            self.suborders,
+            self.payments,
+            self.refunds,
+        )
         return {table: rows for table, rows in zip(ROWS, lists, strict=True) if rows}
 
+    def add(self, other: RowBatch) -> None:
+        """Add the rows of another batch."""
+        self.orders += other.orders
+        self.items += other.items
+        self.shipments += other.shipments
+        self.returns += other.returns
+        self.suborders += other.suborders
+        self.payments += other.payments
+        self.refunds += other.refunds
+
+    def of(self, order_ids: Container[str]) -> RowBatch:
+        """The rows of these orders, by canonical id."""
+        return RowBatch(
+            [row for row in self.orders if row.id in order_ids],
+            [row for row in self.items if row.order_id in order_ids],
+            [row for row in self.shipments if row.order_id in order_ids],
+            [row for row in self.returns if row.order_id in order_ids],
+            [row for row in self.suborders if row.order_id in order_ids],
+            [row for row in self.payments if row.order_id in order_ids],
+            [row for row in self.refunds if row.order_id in order_ids],
+        )
+
+    def last_of_each(self) -> RowBatch:
+        """Of each primary key the last row."""
+        return RowBatch(
+            list({row.id: row for row in self.orders}.values()),
+            list({(row.order_id, row.id): row for row in self.items}.values()),
+            list({(row.order_id, row.id): row for row in self.shipments}.values()),
+            list({(row.order_id, row.id): row for row in self.returns}.values()),
+            list({(row.order_id, row.id): row for row in self.suborders}.values()),
+            list({(row.order_id, row.id): row for row in self.payments}.values()),
+            list({(row.order_id, row.id): row for row in self.refunds}.values()),
+        )
+
     def __len__(self) -> int:
-        """Rows in all four tables."""
-        return len(self.orders) + len(self.items) + len(self.shipments) + len(self.returns)
+        """Rows in all tables."""
+        return sum(map(len, self.by_table().values()))
 
 
 class CacheEntry(NamedTuple):

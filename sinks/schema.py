@@ -1,4 +1,4 @@
-"""The four tables and two views, declared for readers (SQLAlchemy Core).
+"""The tables of orders and the view of them, declared for readers (SQLAlchemy Core).
 Migrations make them; a test proves that both say the same.
 """
 
@@ -9,7 +9,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText
+from contracts.statuses import (
+    ClosedBecauseText,
+    OrderStatusText,
+    ParcelStatusText,
+    PaymentStatusText,
+    RefundCauseText,
+    RefundStatusText,
+    ReturnStatusText,
+    SuborderStatusText,
+)
 
 PartitionBy = Literal["user_id", "region"]
 PARTITION_COLUMNS: tuple[PartitionBy, ...] = get_args(PartitionBy)
@@ -19,9 +28,22 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "orders_order_status": get_args(OrderStatusText),
     "orders_shipment_status": SHIPMENT_STATUS,
     "orders_return_status": get_args(ReturnStatusText),
+    "orders_suborder_status": get_args(SuborderStatusText),
+    "orders_closed_because": (*get_args(ClosedBecauseText), "not_shipped"),
+    "orders_payment_status": get_args(PaymentStatusText),
+    "orders_refund_status": get_args(RefundStatusText),
+    "orders_refund_cause": get_args(RefundCauseText),
 }
 
-TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
+TABLES = (
+    "orders_order",
+    "orders_order_item",
+    "orders_shipment",
+    "orders_return",
+    "orders_suborder",
+    "orders_payment",
+    "orders_refund",
+)
 """In the order in which their rows depend on each other."""
 
 FILLFACTOR: dict[str, int] = {
@@ -29,6 +51,9 @@ FILLFACTOR: dict[str, int] = {
     "orders_order_item": 80,
     "orders_shipment": 60,
     "orders_return": 60,
+    "orders_suborder": 50,
+    "orders_payment": 80,
+    "orders_refund": 60,
 }
 """Of every partition of a table. Leaves room on each page for the next versions of its rows: an update then
 touches no index (HOT), as long as no index contains updated_at, status or version. Measured: 23 us a row
@@ -81,7 +106,8 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         )
     method = "HASH" if partition_by == "user_id" else "LIST"
     metadata = sa.MetaData()
-    for name, parts in zip(TABLES, (_order, _order_item, _shipment, _return), strict=True):
+    parts_of = (_order, _order_item, _shipment, _return, _suborder, _payment, _refund)
+    for name, parts in zip(TABLES, parts_of, strict=True):
         sa.Table(name, metadata, *parts(partition_by), postgresql_partition_by=f"{method} ({partition_by})")
     # Not partitioned: a row a job.
     sa.Table("orders_bulk_job", metadata, *_bulk_job())
@@ -106,11 +132,16 @@ def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         _money("total_amount"),
         _money("discount_amount"),
         _money("tax_amount", default="0"),
+        sa.Column("cart_id", sa.Uuid),
+        sa.Column("cart_created_at", sa.DateTime(timezone=True)),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", partition_by, name="orders_order_pkey"),
         sa.CheckConstraint("total_amount >= 0 AND discount_amount >= 0", name="orders_order_amounts"),
         # A user's orders, newest first.
         sa.Index("orders_order_user", "user_id", sa.text("created_at DESC")),
+        # All orders, newest first.
+        sa.Index("orders_order_created", sa.text("created_at DESC"), sa.text("id DESC")),
+        sa.Index("orders_order_cart", "cart_id", postgresql_where=sa.text("cart_id IS NOT NULL")),
     ]
 
 
@@ -191,6 +222,95 @@ def _return(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
     ]
 
 
+def _suborder(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
+        *_part_of_order(),
+        sa.Column("seller_id", sa.Uuid, nullable=False),
+        sa.Column("status", _status("orders_suborder_status"), nullable=False),
+        sa.Column("closed_because", _status("orders_closed_because")),
+        sa.Column("currency", sa.Text, nullable=False),
+        _money("items_amount"),
+        _money("shipping_amount"),
+        _money("discount_amount"),
+        _money("tax_amount"),
+        _money("total_amount"),
+        sa.Column("units_ordered", sa.Integer, nullable=False),
+        sa.Column("units_live", sa.Integer, nullable=False),
+        sa.Column("units_in_transit", sa.Integer, nullable=False),
+        sa.Column("units_delivered", sa.Integer, nullable=False),
+        sa.Column("units_returned", sa.Integer, nullable=False),
+        sa.Column("ship_by", sa.DateTime(timezone=True)),
+        sa.Column("deliver_by", sa.DateTime(timezone=True)),
+        sa.Column("late_since", sa.DateTime(timezone=True)),
+        # What the view that was here had beside them.
+        sa.Column("order_status", _status("orders_order_status"), nullable=False),
+        sa.Column("items", sa.Integer, nullable=False),
+        sa.Column("units", sa.Integer, nullable=False),
+        sa.Column("parcels", sa.Integer, nullable=False),
+        sa.Column("parcels_in_transit", sa.Integer, nullable=False),
+        sa.Column("parcels_delivered", sa.Integer, nullable=False),
+        sa.Column("parcels_returned", sa.Integer, nullable=False),
+        sa.Column("returns", sa.Integer, nullable=False),
+        *_stamps(),
+        *_keys_of_part(partition_by, "orders_suborder"),
+        # A seller's suborders, newest first.
+        sa.Index("orders_suborder_seller", "seller_id", sa.text("created_at DESC")),
+    ]
+
+
+def _payment(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
+        *_part_of_order(),
+        sa.Column("status", _status("orders_payment_status"), nullable=False),
+        sa.Column("amount", sa.Numeric(20, 4)),
+        sa.Column("currency", sa.Text),
+        sa.Column("method", sa.Text),
+        sa.Column("reason", sa.Text),
+        *_stamps(),
+        *_keys_of_part(partition_by, "orders_payment"),
+        sa.CheckConstraint(
+            "(status = 'captured') = (amount IS NOT NULL AND currency IS NOT NULL)",
+            name="orders_payment_captured",
+        ),
+    ]
+
+
+def _refund(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
+        *_part_of_order(),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("status", _status("orders_refund_status"), nullable=False),
+        # All that an order's payments come to may leave at once: above what one amount of an event may be.
+        sa.Column("amount", sa.Numeric(24, 4), nullable=False),
+        _money("tax_amount"),
+        sa.Column("currency", sa.Text, nullable=False),
+        sa.Column("cause", _status("orders_refund_cause"), nullable=False),
+        sa.Column("cause_id", sa.Uuid, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("requested_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True)),
+        *_stamps(),
+        *_keys_of_part(partition_by, "orders_refund"),
+    ]
+
+
+def _part_of_order() -> list[sa.Column[object]]:
+    return [
+        sa.Column("id", sa.Uuid, nullable=False),
+        sa.Column("order_id", sa.Uuid, nullable=False),
+        *_owner(),
+    ]
+
+
+def _keys_of_part(partition_by: PartitionBy, table: str) -> list[sa.schema.SchemaItem]:
+    return [
+        sa.PrimaryKeyConstraint("id", "order_id", partition_by, name=f"{table}_pkey"),
+        _belongs_to(partition_by, "orders_order", f"{table}_order", ("order_id", "id")),
+        sa.Index(f"{table}_order_id", "order_id"),
+    ]
+
+
 def _bulk_job() -> list[sa.schema.SchemaItem]:
     return [
         sa.Column("job_id", sa.Uuid, nullable=False),
@@ -217,13 +337,12 @@ def _bulk_job() -> list[sa.schema.SchemaItem]:
     ]
 
 
-VIEWS = ("orders_suborder", "orders_summary")
+VIEWS = ("orders_summary",)
 """In the order in which they are made."""
 
 
 def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
-    """What the views select from the tables of build_metadata(): a seller's part of each
-    order, and one row an order.
+    """What the views select from the tables of build_metadata(): one row an order.
 
     Every join names user_id and region, so that only one partition of each table is read for an order,
     whichever it is partitioned by. LATERAL, so that a page of orders costs a few index look-ups each instead
@@ -232,13 +351,10 @@ def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
     rows = _Rows(
         *(
             metadata.tables[table].alias(name)
-            for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)
+            for table, name in zip(TABLES[:4], ("o", "line", "s", "back"), strict=True)
         )
     )
-    return {
-        "orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]),
-        "orders_summary": _summary(rows),
-    }
+    return {"orders_summary": _summary(rows)}
 
 
 _PARCELS_BY_STATUS = [f"parcels_{status}" for status in SHIPMENT_STATUS[1:]]
@@ -282,60 +398,6 @@ def _of(part: sa.FromClause, whose: sa.FromClause, order_id: str) -> list[sa.Col
         part.c.user_id == whose.c.user_id,
         part.c.region == whose.c.region,
     ]
-
-
-def _suborder(rows: _Rows, lines: sa.FromClause) -> sa.Select[Any]:
-    key = (lines.c.order_id, lines.c.seller_id, lines.c.user_id, lines.c.region, lines.c.created_at)
-    i = (
-        sa.select(
-            *key,
-            sa.func.max(lines.c.updated_at).label("updated_at"),
-            _count("items"),
-            _whole(sa.func.sum(lines.c.quantity), "units"),
-            sa.func.sum(lines.c.price * lines.c.quantity).label("items_amount"),
-            sa.func.sum(lines.c.shipping_amount).label("shipping_amount"),
-        )
-        .group_by(*key)
-        .subquery("i")
-    )
-    p = (
-        sa.select(*rows.parcels(), sa.func.max(rows.parcel.c.updated_at).label("updated_at"))
-        .where(*_of(rows.parcel, i, "order_id"), rows.parcel.c.seller_id == i.c.seller_id)
-        .lateral("p")
-    )
-    r = (
-        sa.select(*rows.returns(), sa.func.max(rows.back.c.updated_at).label("updated_at"))
-        .select_from(
-            rows.back.join(
-                rows.line,
-                sa.and_(rows.line.c.id == rows.back.c.order_item_id, *_of(rows.line, rows.back, "order_id")),
-            )
-        )
-        .where(*_of(rows.back, i, "order_id"), rows.line.c.seller_id == i.c.seller_id)
-        .lateral("r")
-    )
-    return sa.select(
-        *(i.c[name] for name in ("order_id", "seller_id", "user_id", "region")),
-        rows.order.c.status.label("order_status"),
-        rows.order.c.currency,
-        *(i.c[name] for name in ("items", "units", "items_amount", "shipping_amount")),
-        *(p.c[name] for name in ("parcels", *_PARCELS_BY_STATUS)),
-        r.c.returns,
-        r.c.units_returned,
-        i.c.created_at,
-        sa.func.greatest(i.c.updated_at, p.c.updated_at, r.c.updated_at).label("updated_at"),
-    ).select_from(
-        i.join(
-            rows.order,
-            sa.and_(
-                rows.order.c.id == i.c.order_id,
-                rows.order.c.user_id == i.c.user_id,
-                rows.order.c.region == i.c.region,
-            ),
-        )
-        .join(p, sa.true())
-        .join(r, sa.true())
-    )
 
 
 def _summary(rows: _Rows) -> sa.Select[Any]:

@@ -22,12 +22,21 @@ from typing import Final, Protocol
 from contracts import ids
 from contracts.errors import ORDER_TOO_LARGE, RECORD_TOO_LARGE, UNREADABLE, Refused
 from contracts.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
-from domain import effects, events, rows
+from domain import effects, events, parts, rows
 from domain.deadlines import next_due, pending
 from domain.fold import TOO_LARGE_TO_BEGIN, fold
 from domain.limits import LIMITS, Limits, is_too_large, record_size
-from domain.order import Created, Order, ReturnStage, Scan
-from domain.shapes import Derived, Event, LateRefusal, Summary
+from domain.order import (
+    Created,
+    Order,
+    Payment,
+    PaymentFailure,
+    RefundDecision,
+    RefundReply,
+    ReturnStage,
+    Scan,
+)
+from domain.shapes import Derived, Event, LateRefusal, OrderRow, Summary
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
@@ -59,7 +68,19 @@ _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "dupli
 class OrderInBatch:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "totals")
+    __slots__ = (
+        "changed",
+        "created",
+        "order",
+        "payments",
+        "refunds",
+        "repeated",
+        "returns",
+        "seen",
+        "shipments",
+        "suborders",
+        "totals",
+    )
 
     def __init__(self, order: Order, limits: Limits = LIMITS) -> None:
         self.order = order
@@ -72,6 +93,10 @@ class OrderInBatch:
         self.created = False
         self.shipments: set[bytes] | None = None
         self.returns: set[bytes] | None = None
+        self.suborders = False
+        """What changed it counts in the order's version or times, and so in those of its suborders."""
+        self.payments: set[bytes] | None = None
+        self.refunds: set[bytes] | None = None
         self.seen: set[bytes] = set()
         """Parcels of the scans that came again."""
 
@@ -85,6 +110,10 @@ class OrderInBatch:
         """`event` changed the order."""
         self.changed = True
         fact = event.fact
+        if type(fact) is RefundDecision:
+            self._mark_refund(ids.uuid5(event.order_id, f"refund:{fact.n}"))
+            return
+        self.suborders = True
         if type(fact) is Scan:
             if self.shipments is None:
                 self.shipments = set()
@@ -93,8 +122,19 @@ class OrderInBatch:
             if self.returns is None:
                 self.returns = set()
             self.returns.add(fact.return_id)
+        elif type(fact) is Payment or type(fact) is PaymentFailure:
+            if self.payments is None:
+                self.payments = set()
+            self.payments.add(fact.payment_id)
+        elif type(fact) is RefundReply:
+            self._mark_refund(fact.refund_id)
         elif type(fact) is Created:
             self.created = True
+
+    def _mark_refund(self, refund_id: bytes) -> None:
+        if self.refunds is None:
+            self.refunds = set()
+        self.refunds.add(refund_id)
 
 
 class BatchOutput:
@@ -130,10 +170,7 @@ class BatchOutput:
                 self.out[topic] += records
             else:
                 self.out[topic] = records
-        self.rows.orders += part.rows.orders
-        self.rows.items += part.rows.items
-        self.rows.shipments += part.rows.shipments
-        self.rows.returns += part.rows.returns
+        self.rows.add(part.rows)
         self.states.update(part.states)
         self.moved += part.moved
         self.cache += part.cache
@@ -146,11 +183,7 @@ class BatchOutput:
     def drop_replaced(self) -> None:
         """Keep of each row and each cache entry the last one."""
         if self.again:
-            rows = self.rows
-            rows.orders = list({row.id: row for row in rows.orders}.values())
-            rows.items = list({(row.order_id, row.id): row for row in rows.items}.values())
-            rows.shipments = list({(row.order_id, row.id): row for row in rows.shipments}.values())
-            rows.returns = list({(row.order_id, row.id): row for row in rows.returns}.values())
+            self.rows = self.rows.last_of_each()
             self.cache = list({entry.order_id: entry for entry in self.cache}.values())
 
     def publish(self, topic: str, record: OutRecord) -> None:
@@ -387,15 +420,7 @@ class BatchFolder:
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
-            if each.created:
-                batch.items += rows.item_rows(order_id, order)
-                batch.shipments += rows.shipment_rows(order_id, order)
-                batch.returns += rows.return_rows(order_id, order)
-            else:
-                if each.shipments:
-                    batch.shipments += rows.shipment_rows(order_id, order, each.shipments)
-                if each.returns:
-                    batch.returns += rows.return_rows(order_id, order, each.returns)
+                _project_parts(batch, order_id, raw_id, each, row)
             work.cache.append(self._entry(order_id, order, brief))
 
     def _entry(self, order_id: str, order: Order, brief: Summary) -> CacheEntry:
@@ -474,7 +499,7 @@ class BatchFolder:
             self._refuse(work, record, *TOO_LARGE_TO_BEGIN)
             return
         placed = effects.order_placed(event)
-        value, headers = effects.encode(placed, event.order_id, effects.headers_of(event))
+        value, headers = effects.encode(placed, event.order_id, effects.headers_of_placed(event))
         work.publish(placed.topic, OutRecord(key, value, headers, partition_of(key, self._partitions)))
         work.outcomes[CHECKOUT, _APPLIED] += 1
 
@@ -529,6 +554,30 @@ class BatchFolder:
             ),
         )
         work.letters[late.code] += 1
+
+
+def _project_parts(
+    batch: RowBatch, order_id: str, raw_id: bytes, changed: OrderInBatch, row: OrderRow
+) -> None:
+    """Add the rows of an order's parts that have changed, all of them once it is created."""
+    order = changed.order
+    if changed.suborders or changed.created:
+        batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals)
+    if changed.created:
+        batch.items += rows.item_rows(order_id, order)
+        batch.shipments += rows.shipment_rows(order_id, order)
+        batch.returns += rows.return_rows(order_id, order)
+        batch.payments += parts.payment_rows(order_id, order)
+        batch.refunds += parts.refund_rows(order_id, raw_id, order)
+        return
+    if changed.shipments:
+        batch.shipments += rows.shipment_rows(order_id, order, changed.shipments)
+    if changed.returns:
+        batch.returns += rows.return_rows(order_id, order, changed.returns)
+    if changed.payments:
+        batch.payments += parts.payment_rows(order_id, order, changed.payments)
+    if changed.refunds:
+        batch.refunds += parts.refund_rows(order_id, raw_id, order, changed.refunds)
 
 
 def _place_of(record: Record) -> str:

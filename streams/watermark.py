@@ -177,9 +177,9 @@ class Watermark:
         lanes = ", ".join(map(str, sorted(self._untold)))
         self._untold.clear()
         log.error(
-            "Postgres went back in time (restored to an older point, or a standby took over that was behind):"
-            " of lanes %s, orders have older rows than they had, or none; run orders repair --rows, beside"
-            " the workers",
+            "Postgres went back in time (restored to an older point, or a standby took over that was behind),"
+            " or tables that an upgrade added aren't filled yet: of lanes %s, orders have older rows than"
+            " they had, or none; run orders repair --rows, beside the workers",
             lanes,
         )
 

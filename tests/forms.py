@@ -75,7 +75,7 @@ def _came_to(hashed: Any, output: BatchOutput, states: dict[bytes, bytes]) -> Se
             headers = [header for header in each.headers if header[0] != "dlq_time"]
             hashed.update(repr((topic, each.key, each.content(), headers, each.partition)).encode())
     rows = output.rows
-    for part in (rows.orders, rows.items, rows.shipments, rows.returns, output.cache):
+    for part in (*(getattr(rows, name) for name in rows.__slots__), output.cache):
         for text in sorted(map(repr, part)):
             hashed.update(text.encode())
     rest = (sorted(output.states.items()), output.moved, output.outcomes, output.letters, output.deadlines)

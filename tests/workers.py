@@ -19,12 +19,12 @@ import asyncpg
 from operations import auditing
 from operations.wait import wait
 from settings import Settings
+from sinks.schema import TABLES as TABLES
 from tests.forked import Forked, run
 from tests.waiting import until
 
 T = TypeVar("T")
 ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
-TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
 
 
 class Worker:
@@ -104,7 +104,7 @@ def audit() -> dict[str, Any]:
 
 
 async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[Any, Any]]:
-    """Every row of the four tables by (id, order); with `physical` including where it lies, so
+    """Every row of the tables by (id, order); with `physical` including where it lies, so
     that a rewritten row shows.
     """
     connection = await asyncpg.connect(settings.postgres.get_secret_value())

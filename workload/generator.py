@@ -272,8 +272,16 @@ class _Life:
             discount_amount=self._money(discount) if discount else None,
             prices_include_tax=included,
             items=[line.data for line in self.lines],
+            **self._cart(start),
         )
         return total
+
+    def _cart(self, start: int) -> dict[str, str]:
+        """Of half of the orders the cart that the customer began up to a day before."""
+        rng = Random(f"{self.order_id}:cart")
+        if rng.random() < 0.5:
+            return {}
+        return {"cart_id": _uuid(rng), "cart_created_at": rfc3339(start - rng.randrange(86_400_000_000))}
 
     def _tax(self, discount: int) -> tuple[bool | None, int]:
         """Put taxes on the lines of some orders. Return whether prices include them (None: there are none),

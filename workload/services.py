@@ -301,6 +301,7 @@ class Customers:
                 total += sum(Decimal(tax["amount"]) for line in lines for tax in line["taxes"])
             data: Data = {
                 "checkout_id": checkout_id,
+                "cart_id": _id(f"{self._behaviour.seed}:cart:{n}"),
                 "user_id": _id(f"user:{luck.randrange(count)}"),
                 "region": luck.choice(("BE", "BY", "HH")),
                 "currency": "EUR",

@@ -3,7 +3,7 @@
 Until it has a partition of its own, a region's rows lie in the default partition of each table. PostgreSQL 18
 can't split a partition online, so adding a region moves its rows in one transaction. What blocks whom:
 
-- writers of the four tables wait from the first row moved to the commit, so for as long as this region's rows
+- writers of the tables wait from the first row moved to the commit, so for as long as this region's rows
   take. A worker's batch that waits longer than its statement timeout is tried again; nothing is lost.
 - readers go on meanwhile. They wait only at the end, while Postgres looks through what is left in the
   default partitions (ATTACH).

@@ -1,4 +1,4 @@
-"""The shadow: the four tables once more, in a schema of their own, and their exchange with the live ones.
+"""The shadow: the tables once more, in a schema of their own, and their exchange with the live ones.
 
 Its partitions, indexes and constraints are those of the live tables, read from Postgres's catalog. Only
 partitions are exchanged: the tables that views, grants and references name stay (docs/decisions/0019).

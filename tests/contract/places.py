@@ -21,7 +21,7 @@ import redis.asyncio
 
 from contracts.statuses import OrderStatusText, ParcelStatusText
 from credentials import PostgresUrl, RedisUrl
-from domain.shapes import ItemRow, OrderRow, ReturnRow, ShipmentRow
+from domain.shapes import ItemRow, OrderRow, PaymentRow, RefundRow, ReturnRow, ShipmentRow, SuborderRow
 from settings import Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
@@ -62,10 +62,9 @@ class Order:
     def rows(self, into: RowBatch) -> None:
         order, user = ident(self.name), ident(f"user of {self.name}")
         created, updated = at(self.created), at(self.updated)
+        ends = (created, updated, self.version)
         into.orders.append(
-            OrderRow(
-                order, user, "SP", self.status, "BRL", self.total, "0", "0", created, updated, self.version
-            )
+            OrderRow(order, user, "SP", self.status, "BRL", self.total, "0", "0", None, None, *ends)
         )
         product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
         into.items.append(
@@ -88,7 +87,6 @@ class Order:
                 1,
             )
         )
-        ends = (created, updated, self.version)
         for parcel, status in self.parcels:
             into.shipments.append(
                 ShipmentRow(
@@ -100,6 +98,21 @@ class Order:
             into.returns.append(
                 ReturnRow(id, order, user, "SP", item, 1, "too small", "processed", updated, *ends)
             )
+            into.refunds.append(refund_row(ident(f"refund of {self.name}"), order, user, "SP", *ends))
+        into.suborders.append(
+            suborder_row(
+                ident(f"suborder of {self.name}"),
+                order,
+                user,
+                "SP",
+                *ends,
+                seller_id=seller,
+                order_status=self.status,
+                parcels=len(self.parcels),
+            )
+        )
+        if self.status != "pending":
+            into.payments.append(payment_row(ident(f"payment of {self.name}"), order, user, "SP", *ends))
 
     def entry(self) -> CacheEntry:
         order, user = ident(self.name), ident(f"user of {self.name}")
@@ -117,6 +130,50 @@ class Order:
         return CacheEntry(
             order, user, 1_700_000_000_000 + self.created, self.version, 600, compact(summary), tracking, []
         )
+
+
+def suborder_row(
+    id: str, order: str, user: str, region: str, created: str, updated: str, version: int, **more: Any
+) -> SuborderRow:
+    """A row of orders_suborder, of one unit for 5.00; `more`: what of it is otherwise."""
+    known: dict[str, Any] = dict.fromkeys(SuborderRow.__struct_fields__, 0)
+    known |= dict.fromkeys(("closed_because", "ship_by", "deliver_by", "late_since"))
+    known |= {name: "0" for name in known if name.endswith("_amount")}
+    known |= {"id": id, "order_id": order, "user_id": user, "region": region}
+    known |= {"status": "pending", "order_status": "pending", "currency": "BRL"}
+    known |= {"items": 1, "units": 1, "units_ordered": 1, "units_live": 1}
+    known |= {"items_amount": "5.00", "total_amount": "5.00"}
+    known |= {"created_at": created, "updated_at": updated, "version": version}
+    return SuborderRow(**(known | more))
+
+
+def payment_row(
+    id: str, order: str, user: str, region: str, created: str, updated: str, version: int
+) -> PaymentRow:
+    """A captured payment of 5.00."""
+    ends = (created, updated, version)
+    return PaymentRow(id, order, user, region, "captured", "5.00", "BRL", "card", None, *ends)
+
+
+def refund_row(
+    id: str, order: str, user: str, region: str, created: str, updated: str, version: int
+) -> RefundRow:
+    """A refund of 5.00 that was paid out."""
+    ends = (created, updated, version)
+    return RefundRow(
+        *(id, order, user, region, 0),
+        "completed",
+        "5.00",
+        "0",
+        "BRL",
+        "return",
+        ident("cause"),
+        1,
+        None,
+        created,
+        updated,
+        *ends,
+    )
 
 
 def compact(value: object) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -33,7 +34,7 @@ async def times(postgres: PostgresPlace) -> tuple[str, str, int]:
 
 
 async def test_counts_rows_that_changed_and_touches_no_others(postgres: PostgresPlace) -> None:
-    assert await postgres.write(ORDER) == 4
+    assert await postgres.write(ORDER) == 7
     rows = await postgres.row_versions()
     assert await postgres.write(ORDER) == 0
     assert await postgres.write(replace(ORDER, version=3)) == 0
@@ -76,13 +77,13 @@ async def test_a_bad_row_and_nothing_of_its_batch_is_written(postgres: PostgresP
     with pytest.raises(error):
         await postgres.sink.write(batch)
     assert not any((await postgres.content()).values())
-    assert await postgres.write(ORDER) == 4
+    assert await postgres.write(ORDER) == 7
 
 
 async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
     whole = postgres.batch([ORDER])
-    names = ("orders", "items", "shipments", "returns")
-    for size in range(1, 5):
+    names = RowBatch.__slots__
+    for size in (1, 2, len(names) - 1, len(names)):
         for chosen in itertools.combinations(names, size):
             await postgres.empty()
             assert (
@@ -136,6 +137,51 @@ async def test_null_stays_null_and_large_amounts_exact(postgres: PostgresPlace) 
     assert [str(row[0]) for row in totals] == ["1000000000000.0010", "1000000000000000.0000"]
 
 
+async def test_an_order_is_as_old_as_the_oldest_of_its_suborders(postgres: PostgresPlace) -> None:
+    """So orders that a worker of the version before wrote, without the table, are told as behind."""
+    batch = postgres.batch([ORDER, Order("b", 2), Order("c", 3)])
+    batch.suborders[1] = structs.replace(batch.suborders[1], version=1)
+    batch.suborders.pop()
+    await postgres.sink.write(batch)
+    names = {ident(name): name for name in "abcd"}
+    assert isinstance(postgres.sink, PostgresSink)
+    versions = await postgres.sink.versions(list(names))
+    assert {names[id]: version for id, version in versions.items()} == {"a": 4, "b": 1, "c": 0}
+
+
+async def test_a_refund_of_more_than_one_amount_of_an_event_may_be(postgres: PostgresPlace) -> None:
+    """All that an order's payments come to may leave in one refund."""
+    batch = postgres.batch([ORDER])
+    most = str((1 << 64) - 1)
+    batch.refunds = [structs.replace(row, amount=most) for row in batch.refunds]
+    await postgres.sink.write(batch)
+    (row,) = await postgres.fetch("SELECT amount FROM orders_refund")
+    assert row["amount"] == Decimal(most)
+
+
+async def test_a_payment_has_an_amount_if_and_only_if_it_was_captured(postgres: PostgresPlace) -> None:
+    batch = postgres.batch([ORDER])
+    (paid,) = batch.payments
+    failed: dict[str, Any] = {
+        "status": "failed",
+        "amount": None,
+        "currency": None,
+        "method": None,
+        "reason": "declined",
+    }
+    wrongs: tuple[dict[str, Any], ...] = ({"amount": None}, {"status": "failed"})
+    for wrong in wrongs:
+        batch.payments = [structs.replace(paid, **wrong)]
+        with pytest.raises(asyncpg.CheckViolationError):
+            await postgres.sink.write(batch)
+    batch.payments = [structs.replace(paid, **failed)]
+    assert await postgres.sink.write(batch) == 7
+    batch.payments = [structs.replace(paid, version=paid.version + 1)]
+    assert await postgres.sink.write(batch) == 1
+    rows = await postgres.fetch("SELECT status, currency, reason FROM orders_payment")
+    assert [tuple(row) for row in rows] == [("captured", "BRL", None)]
+
+
 async def test_by_region_the_same_rows(stack: Servers) -> None:
     settings = await new_database(stack)
     try:
@@ -143,8 +189,8 @@ async def test_by_region_the_same_rows(stack: Servers) -> None:
         place = PostgresPlace(settings)
         await place.open()
         try:
-            assert await place.write(replace(ORDER, version=3), Order("b", 1)) == 6
-            assert await place.write(ORDER) == 3
+            assert await place.write(replace(ORDER, version=3), Order("b", 1)) == 10
+            assert await place.write(ORDER) == 6
             assert await version_of(place, "a") == 4
         finally:
             await place.close()
@@ -180,7 +226,7 @@ async def test_a_statement_that_takes_too_long_is_given_up_whole(postgres: Postg
             with pytest.raises(asyncpg.QueryCanceledError):
                 await impatient.write(postgres.batch([ORDER, Order("b", 1)]))
             assert await postgres.content() == before
-        assert await impatient.write(postgres.batch([ORDER, Order("b", 1)])) == 5
+        assert await impatient.write(postgres.batch([ORDER, Order("b", 1)])) == 9
     finally:
         await blocker.close()
         await impatient.close()

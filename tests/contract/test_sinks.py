@@ -41,7 +41,7 @@ async def test_an_older_version_changes_nothing(place: Place) -> None:
 async def test_a_newer_version_replaces(place: Place) -> None:
     await place.write(HISTORY[0])
     before = await place.content()
-    assert await place.write(HISTORY[1]) == 1
+    assert await place.write(HISTORY[1]) > 0
     assert await place.content() != before
 
 

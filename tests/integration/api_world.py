@@ -17,7 +17,7 @@ from api.app import create_app
 from api.keys import changing, made
 from contracts import ids
 from contracts.errors import Refused
-from domain import events, rows
+from domain import events, parts, rows
 from domain.fold import fold
 from domain.order import Order
 from domain.totals import RunningTotals
@@ -86,6 +86,9 @@ def row_batch(orders: Iterable[tuple[UUID, Order]]) -> RowBatch:
         batch.items += rows.item_rows(text, order)
         batch.shipments += rows.shipment_rows(text, order)
         batch.returns += rows.return_rows(text, order)
+        batch.suborders += parts.suborder_rows(order_id.bytes, order, batch.orders[-1])
+        batch.payments += parts.payment_rows(text, order)
+        batch.refunds += parts.refund_rows(text, order_id.bytes, order)
     return batch
 
 

@@ -30,7 +30,7 @@ from sinks.migrate import upgrade
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from sinks.schema import PARTITION_COLUMNS, PartitionBy
-from tests.contract.places import drop_database, new_database
+from tests.contract.places import drop_database, new_database, suborder_row
 from tests.integration.api_world import new_key, served
 from tests.servers import as_admin
 from tests.stackfixture import Servers
@@ -55,6 +55,7 @@ class Placed(NamedTuple):
     status: OrderStatusText
     region: str
     time: datetime
+    cart: UUID | None
 
 
 def placed(n: int) -> Placed:
@@ -62,10 +63,15 @@ def placed(n: int) -> Placed:
     sellers = tuple(dict.fromkeys((named("seller", n % 20), named("seller", n * 7 % 20))))
     status, region = STATUSES[n // 7 % 5], REGIONS[n % 3]
     time = FIRST + timedelta(minutes=n // 3)
-    return Placed(named("order", n), named("user", n % 50), sellers, status, region, time)
+    cart = named("cart", n // 10) if n % 5 == 0 else None  # two orders each
+    return Placed(named("order", n), named("user", n % 50), sellers, status, region, time, cart)
 
 
 ORDERS = sorted((placed(n) for n in range(MANY)), key=lambda each: (each.time, each.id), reverse=True)
+
+
+def cart_of(each: Placed) -> tuple[str | None, str | None]:
+    return (None, None) if each.cart is None else (str(each.cart), each.time.isoformat())
 
 
 def rows(some: list[Placed]) -> RowBatch:
@@ -73,8 +79,14 @@ def rows(some: list[Placed]) -> RowBatch:
     for each in some:
         whose = str(each.id), str(each.user), each.region
         at = each.time.isoformat()
-        batch.orders.append(OrderRow(*whose, each.status, "EUR", "20.00", "0.00", "0.00", at, at, 3))
+        batch.orders.append(
+            OrderRow(*whose, each.status, "EUR", "20.00", "0.00", "0.00", *cart_of(each), at, at, 3)
+        )
         for seller in each.sellers:
+            part = str(uuid5(each.id, f"suborder {seller}"))
+            batch.suborders.append(
+                suborder_row(part, *whose, at, at, 3, seller_id=str(seller), order_status=each.status)
+            )
             for line in ("a", "b"):
                 item = str(uuid5(each.id, f"{line} {seller}"))
                 batch.items.append(
@@ -237,6 +249,23 @@ async def test_a_sellers_key_sees_its_orders_without_their_users(service: Servic
         assert await service.get(key, **query) == {"orders": [], "next": None}
 
 
+async def test_the_orders_of_a_cart(service: Service) -> None:
+    cart = named("cart", 7)
+    of_cart = [each for each in ORDERS if each.cart == cart]
+    first, second = of_cart
+    assert first.user != second.user
+    everybody = service.key("all")
+    assert ids(await service.all(everybody, cart=str(cart), limit=1)) == [str(each.id) for each in of_cart]
+    assert ids(await service.all(everybody, cart=str(cart), status=first.status)) == [
+        str(each.id) for each in of_cart if each.status == first.status
+    ]
+    assert ids(await service.all(service.key(f"user:{second.user}"), cart=str(cart))) == [str(second.id)]
+    # A cart is the customer's: to a seller it's as if it weren't there.
+    seller = service.key(f"seller:{first.sellers[0]}")
+    assert await service.get(seller, cart=str(cart)) == {"orders": [], "next": None}
+    assert await service.get(everybody, cart=str(named("cart", MANY))) == {"orders": [], "next": None}
+
+
 async def test_scopes_add_up(service: Service) -> None:
     users, sellers = [named("user", n) for n in (7, 8)], [named("seller", n) for n in (3, 4)]
     key = service.key(*(f"user:{each}" for each in users), *(f"seller:{each}" for each in sellers))
@@ -358,18 +387,28 @@ async def test_no_partition_is_read_through_where_an_index_is_there(
     assert [node["Relation Name"] for node in read if node["Node Type"] == "Seq Scan"] == []
 
 
-async def test_a_page_reads_little_of_what_a_seller_has(filled: Settings) -> None:
-    """A twentieth of all lines is the seller's: a page of 21 orders looks at few of them."""
-    nodes = await plan(filled, Lists((), (SELLER,)))
-    lines = sum(
+def index_rows(nodes: list[dict[str, Any]], table: str) -> Any:
+    """The rows of a table that a plan looked at through an index."""
+    return sum(
         node["Actual Rows"] * node["Actual Loops"]
         for node in nodes
-        if node.get("Relation Name", "").startswith("orders_order_item") and "Index" in node["Node Type"]
+        if node.get("Relation Name", "").startswith(f"{table}_") and "Index" in node["Node Type"]
     )
-    assert 0 < lines < 150
 
 
-async def test_without_user_and_seller_every_partition_is_read(filled: Settings) -> None:
-    """It is said in docs/api.md; an index on the time alone will change it."""
+async def test_a_page_reads_little_of_what_a_seller_has(filled: Settings) -> None:
+    """A twentieth of all suborders is the seller's: a page of 21 orders looks at few of them."""
+    assert 0 < index_rows(await plan(filled, Lists((), (SELLER,))), "orders_suborder") < 150
+
+
+async def test_a_page_of_all_orders_reads_little(filled: Settings) -> None:
     nodes = await plan(filled, Lists())
-    assert "Seq Scan" in {node["Node Type"] for node in nodes}
+    assert "Seq Scan" not in {node["Node Type"] for node in nodes}
+    assert 0 < index_rows(nodes, "orders_order") < 150
+
+
+async def test_a_cart_is_found_by_its_index(filled: Settings) -> None:
+    nodes = await plan(filled, Lists(), cart=named("cart", 7))
+    used = {node["Index Name"].split("_cart_id_idx")[0] for node in nodes if "Index Name" in node}
+    assert used
+    assert all("cart" in node["Index Name"] for node in nodes if "Index Name" in node), used

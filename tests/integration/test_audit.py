@@ -108,6 +108,20 @@ async def refunded(world: World, name: str) -> None:
     await world.decide(name, 0, 1000, units=[[uid(f"{name} ann"), 0]])
 
 
+async def settled(world: World, name: str) -> None:
+    await refunded(world, name)
+    await world.send(
+        "refund.completed", {"order_id": uid(name), "refund_id": pipeline_id(name, "refund:0")}, 8
+    )
+
+
+async def declined(world: World, name: str) -> None:
+    await only_created(world, name)
+    await world.send(
+        "payment.failed", {"order_id": uid(name), "payment_id": uid(f"p {name}"), "reason": "r"}, 1
+    )
+
+
 async def cancelling(world: World, name: str) -> None:
     await ordinary(world, name)
     await world.send("order.cancel_requested", cancelled(name), 3)
@@ -323,6 +337,97 @@ async def row_of_an_order_that_nobody_sent(world: World, name: str) -> None:
 async def row_of_an_order_that_waits(world: World, name: str) -> None:
     other = world.reading("plain").rows()["orders_order"][0]
     await world.insert("orders_order", [(uid(name), *other[1:])])
+
+
+@damage(("rows", "orders_suborder {suborder} units_delivered"), ("rows", "orders_suborder {suborder} status"))
+async def altered_suborder(world: World, name: str) -> None:
+    await world.database.execute(
+        "UPDATE orders_suborder SET units_delivered = 1, status = 'shipped' WHERE id = $1",
+        pipeline_id(name, f"suborder:{uid('ann')}"),
+    )
+
+
+@damage(("rows", "orders_suborder {suborder} version"), ("rows", "orders_suborder {suborder} total_amount"))
+async def older_suborder(world: World, name: str) -> None:
+    await world.database.execute(
+        "UPDATE orders_suborder SET total_amount = 0, version = version - 1 WHERE id = $1",
+        pipeline_id(name, f"suborder:{uid('ann')}"),
+    )
+
+
+@damage(("rows", "orders_suborder {suborder}"))
+async def deleted_suborder(world: World, name: str) -> None:
+    await world.database.execute(
+        "DELETE FROM orders_suborder WHERE id = $1", pipeline_id(name, f"suborder:{uid('ann')}")
+    )
+
+
+@damage(("rows", "orders_payment {payment} amount"), ("rows", "orders_payment {payment} method"))
+async def altered_payment(world: World, name: str) -> None:
+    await world.database.execute(
+        "UPDATE orders_payment SET amount = amount - 0.0001, method = 'cash' WHERE id = $1",
+        uid(f"p {name}"),
+    )
+
+
+@damage(("rows", "orders_payment {payment}"), facts=declined)
+async def deleted_payment(world: World, name: str) -> None:
+    await world.database.execute("DELETE FROM orders_payment WHERE id = $1", uid(f"p {name}"))
+
+
+@damage(("rows", "orders_payment {payment}"))
+async def payment_of_another_user(world: World, name: str) -> None:
+    row = world.reading(name).rows()["orders_payment"][0]
+    await world.insert("orders_payment", [(*row[:2], uid("another user"), *row[3:])])
+
+
+@damage(("rows", "orders_payment {parcel}"))
+async def payment_too_many(world: World, name: str) -> None:
+    row = world.reading(name).rows()["orders_payment"][0]
+    await world.insert("orders_payment", [(uid(f"parcel {name}"), *row[1:])])
+
+
+@damage(("rows", "orders_payment {payment}"), facts=only_paid)
+async def payment_of_an_order_that_waits(world: World, name: str) -> None:
+    row = world.reading("plain").rows()["orders_payment"][0]
+    await world.insert("orders_payment", [(uid(f"p {name}"), uid(name), *row[2:])])
+
+
+@damage(
+    ("rows", "orders_refund {refund} status"),
+    ("rows", "orders_refund {refund} settled_at"),
+    ("rows", "orders_refund {refund} updated_at"),
+    ("rows", "orders_refund {refund} version"),
+    facts=settled,
+)
+async def refund_that_did_not_hear_of_its_end(world: World, name: str) -> None:
+    await world.database.execute(
+        "UPDATE orders_refund SET status = 'requested', settled_at = NULL, updated_at = requested_at,"
+        " version = 1 WHERE id = $1",
+        pipeline_id(name, "refund:0"),
+    )
+
+
+@damage(
+    ("rows", "orders_refund {refund} cause_id"), ("rows", "orders_refund {refund} number"), facts=refunded
+)
+async def altered_refund(world: World, name: str) -> None:
+    await world.database.execute(
+        "UPDATE orders_refund SET cause_id = order_id, number = 1 WHERE id = $1",
+        pipeline_id(name, "refund:0"),
+    )
+
+
+@damage(("rows", "orders_refund {refund}"), facts=refunded)
+async def deleted_refund(world: World, name: str) -> None:
+    await world.database.execute("DELETE FROM orders_refund WHERE id = $1", pipeline_id(name, "refund:0"))
+
+
+@damage(("rows", "orders_refund {refund}"))
+async def refund_that_nobody_decided(world: World, name: str) -> None:
+    row = world.reading("second").rows()["orders_refund"][0]
+    own = world.reading(name).whose
+    await world.insert("orders_refund", [(pipeline_id(name, "refund:0"), *own, *row[4:])])
 
 
 # derived events and notices
@@ -774,6 +879,9 @@ def expected_of(name: str, damage: Damage, world: World, tables: dict[int, Any])
         "order": uid(name),
         "name": name,
         "parcel": uid(f"parcel {name}"),
+        "payment": uid(f"p {name}"),
+        "suborder": pipeline_id(name, f"suborder:{uid('ann')}"),
+        "refund": pipeline_id(name, "refund:0"),
         "ann": uid(f"{name} ann"),
         "user": uid(f"user {name}"),
         "stranger": uid("stranger"),
@@ -888,6 +996,9 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
         "orders_order_item": 10,
         "orders_shipment": 5,
         "orders_return": 1,
+        "orders_suborder": 10,
+        "orders_payment": 6,
+        "orders_refund": 2,
     }
 
 

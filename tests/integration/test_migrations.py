@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -17,6 +18,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from operations.postgres import regions
 from settings import Settings
 from sinks import migrate
 from sinks.migrate import Alembic, Layout, SchemaMismatch
@@ -91,8 +93,7 @@ async def test_keys_checks_and_foreign_keys_equal_the_declaration(
         " ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k(number, place)"
         "       JOIN pg_attribute ON attrelid = conrelid AND attnum = number ORDER BY place)"
         " FROM pg_constraint WHERE conparentid = 0 AND contype IN ('p', 'c', 'f')"
-        " AND conrelid = ANY(ARRAY['orders_order', 'orders_order_item', 'orders_shipment', 'orders_return',"
-        "                          'orders_bulk_job']::regclass[])",
+        f" AND conrelid::regclass::text = ANY('{{{','.join(build_metadata(by).tables)}}}')",
     )
     declared = [
         (
@@ -157,11 +158,75 @@ async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(
     assert await rows(settings, "SELECT count(*), sum(items) FROM orders_summary") == [(5, 0)]
 
 
+async def to(settings: Settings, by: PartitionBy, revision: str) -> None:
+    """Take the schema back to a revision."""
+    config = partial(Alembic.config, partition_by=by, partitions=3)
+    async with migrate.connect(settings) as connection:
+        await connection.run_sync(lambda sync: command.downgrade(config(connection=sync), revision))
+
+
+BEFORE_SUBORDERS = "0005"
+VIEWED = (
+    "order_id, seller_id, user_id, region, order_status, currency, items, units, items_amount,"
+    " shipping_amount, parcels, parcels_in_transit, parcels_delivered, parcels_returned, returns,"
+    " units_returned, created_at, updated_at"
+)
+
+
+async def test_the_view_of_suborders_becomes_a_table_beside_the_rows_that_are_there(
+    migrated: tuple[Settings, PartitionBy],
+) -> None:
+    settings, by = migrated
+    if by == "region":
+        await regions.add(settings, ["SP", "Côte d'Azur"])
+    role = f"reader_{uuid4().hex}"
+    await rows(settings, f"CREATE ROLE {role}")
+    try:
+        await to(settings, by, BEFORE_SUBORDERS)
+        await rows(
+            settings,
+            "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1,"
+            " 0, now(), now(), 1 FROM generate_series(1, 5)",
+        )
+        await rows(settings, f"GRANT SELECT ON orders_suborder TO {role}, PUBLIC")
+        await migrate.upgrade(settings, by)
+        assert await differences(settings, build_metadata(by)) == []
+        assert await rows(settings, "SELECT count(*), count(cart_id) FROM orders_order") == [(5, 0)]
+        # What read the view reads the table, whichever of its columns it named.
+        readers = f"SET ROLE {role}; SELECT {VIEWED} FROM orders_suborder"
+        connection = await asyncpg.connect(settings.postgres.get_secret_value())
+        await connection.execute(readers)
+        await connection.close()
+        parts = (
+            "SELECT substr(c.relname, length('{0}') + 1), pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits"
+            " JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = '{0}'::regclass ORDER BY 1"
+        )
+        of_orders = await rows(settings, parts.format("orders_order"))
+        assert len(of_orders) == 3
+        for table in TABLES:
+            assert await rows(settings, parts.format(table)) == of_orders
+    finally:
+        await rows(settings, f"DROP OWNED BY {role}")
+        await rows(settings, f"DROP ROLE {role}")
+
+
+async def test_what_others_made_of_the_view_is_named_and_nothing_changes(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    await to(empty, "user_id", BEFORE_SUBORDERS)
+    await rows(empty, "CREATE VIEW theirs AS SELECT order_id FROM orders_suborder")
+    with pytest.raises(SchemaMismatch, match=r"view theirs depends on view orders_suborder; nothing was"):
+        await migrate.upgrade(empty)
+    assert await migrate.current(empty) == BEFORE_SUBORDERS
+    await rows(empty, "DROP VIEW theirs")
+    await migrate.upgrade(empty)
+    await migrate.check(empty)
+
+
 async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) -> None:
     settings, by = migrated
     query = (
         "SELECT tablename, indexdef FROM pg_indexes WHERE indexname ~"
-        " '^orders_(order|order_item|shipment|return)_pkey$'"
+        " '^orders_(order|order_item|shipment|return|suborder|payment|refund)_pkey$'"
     )
     keys = await rows(settings, query)
     assert {table: definition.partition("(")[2].rstrip(")") for table, definition in keys} == {
@@ -169,6 +234,9 @@ async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) 
         "orders_order_item": f"id, order_id, {by}",
         "orders_shipment": f"id, order_id, {by}",
         "orders_return": f"id, order_id, {by}",
+        "orders_suborder": f"id, order_id, {by}",
+        "orders_payment": f"id, order_id, {by}",
+        "orders_refund": f"id, order_id, {by}",
     }
 
 
@@ -284,7 +352,7 @@ REST = "SELECT oid, relname FROM pg_class WHERE relname !~ '^pg_' ORDER BY oid"
         ("DROP TABLE alembic_version", "alembic_version, which tells the schema's revision, isn't there"),
         # Types are left of it.
         (
-            "DROP TABLE alembic_version, orders_order, orders_order_item, orders_shipment, orders_return",
+            f"DROP TABLE alembic_version, {', '.join(TABLES)}",
             'type "orders_order_status" already exists',
         ),
     ],

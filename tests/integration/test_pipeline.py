@@ -221,7 +221,7 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
 
 
 def _olist_rows(folder: Path) -> dict[str, Any]:
-    """The four tables after the events of Olist's first orders, straight from the files: no
+    """The first four tables after the events of Olist's first orders, straight from the files: no
     code of the project is used.
     """
 

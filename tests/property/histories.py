@@ -77,6 +77,8 @@ def created_events(draw: st.DrawFn, currency: str = "EUR") -> Created:
     created = Created(
         draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), currency, total, discount, items
     )
+    created.cart_id = draw(st.sampled_from((None, raw_id(0xE0, 0), raw_id(0xE0, 1))))
+    created.cart_created_at = draw(st.none() | TIMES)
     return draw(taxed(created))
 
 

@@ -118,6 +118,8 @@ def created(fact: Created) -> dict[str, Any]:
         "total_amount": money.text(fact.total, digits),
         "discount_amount": None if fact.discount is None else money.text(fact.discount, digits),
         "prices_include_tax": fact.prices_include_tax,
+        "cart_id": None if fact.cart_id is None else ids.text(fact.cart_id),
+        "cart_created_at": None if fact.cart_created_at is None else times.text(fact.cart_created_at),
         "items": [
             {
                 "item_id": ids.text(item.item_id),

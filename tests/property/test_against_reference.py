@@ -28,11 +28,12 @@ from contracts import ids, outgoing
 from contracts.errors import Refused
 from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
-from domain import effects, events, rows
+from domain import effects, events, parts, rows
 from domain.anomalies import anomalies
 from domain.fold import fold
 from domain.order import Created, Order, RefundDecision
 from domain.shapes import Derived, Event, LateRefusal
+from sinks.schema import TABLES
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
 from tests.property.records import HOUR, Record, dense, record
@@ -127,15 +128,17 @@ class Ours:
     def outcome(self, order_id: bytes) -> Told:
         order = codec.decode(self.states[order_id])
         text = ids.text(order_id)
-        tables: dict[str, list[tuple[Any, ...]]] = {
-            name: [] for name in ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
-        }
+        tables: dict[str, list[tuple[Any, ...]]] = {name: [] for name in TABLES}
         if order.created is not None:
+            row = rows.order_row(text, order)
             tables = {
-                "orders_order": [astuple(rows.order_row(text, order))],
+                "orders_order": [astuple(row)],
                 "orders_order_item": [astuple(row) for row in rows.item_rows(text, order)],
                 "orders_shipment": [astuple(row) for row in rows.shipment_rows(text, order)],
                 "orders_return": [astuple(row) for row in rows.return_rows(text, order)],
+                "orders_suborder": [astuple(each) for each in parts.suborder_rows(order_id, order, row)],
+                "orders_payment": [astuple(row) for row in parts.payment_rows(text, order)],
+                "orders_refund": [astuple(row) for row in parts.refund_rows(text, order_id, order)],
             }
         kept = [
             (each.type, msgspec.json.decode(msgspec.json.encode(each.data)))

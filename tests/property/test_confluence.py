@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.incoming import FACT_FIELDS
-from domain import rows
+from domain import parts, rows
 from domain import totals as totals
 from domain.anomalies import anomalies
 from domain.order import Order
@@ -41,9 +41,13 @@ def facts(order: Order) -> dict[str, Any]:
 
 
 def all_rows(order: Order) -> list[Any]:
+    """But for refunds: which were decided may differ."""
     key = "order"
+    row = rows.order_row(key, order)
     return [
-        rows.order_row(key, order),
+        row,
+        parts.suborder_rows(bytes(16), order, row),
+        sorted(parts.payment_rows(key, order), key=repr),
         sorted(rows.item_rows(key, order), key=repr),
         sorted(rows.shipment_rows(key, order), key=repr),
         sorted(rows.return_rows(key, order), key=repr),

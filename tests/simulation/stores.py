@@ -1,4 +1,4 @@
-"""What a worker writes beside Kafka: Postgres's four tables, Redis, and the files of its local store.
+"""What a worker writes beside Kafka: Postgres's tables, Redis, and the files of its local store.
 
 Redis runs the pipeline's own script, by a real Lua. Postgres's statement can't run here: `Tables` says its
 rule a second time, and tests/contract holds both against the real servers.
@@ -37,7 +37,7 @@ _KEYS: Final = {name: attrgetter(*_METADATA.tables[name].primary_key.columns.key
 
 
 class Tables:
-    """The four tables. A row is replaced by one of a higher version; at the same version by another one
+    """The tables. A row is replaced by one of a higher version; at the same version by another one
     whose times aren't later.
     """
 

@@ -31,6 +31,7 @@ ORDER: Final = "0a0a0a0a-0000-4000-8000-000000000001"
 CHECKOUT: Final = "0c0c0c0c-0000-4000-8000-000000000001"
 PLACED: Final = str(uuid5(UUID(CHECKOUT), "order"))
 """The order that this checkout becomes."""
+CART: Final = "0e0e0e0e-0000-4000-8000-000000000001"
 USER: Final = "0d0d0d0d-0000-4000-8000-000000000001"
 ANNA: Final = "aaaaaaaa-0000-4000-8000-000000000001"
 BORIS: Final = "bbbbbbbb-0000-4000-8000-000000000002"
@@ -67,8 +68,8 @@ def granted(n: int) -> str:
 
 
 def at(hour: int) -> str:
-    """A time on the day of the order."""
-    return f"2026-01-01T{hour:02d}:00:00Z"
+    """A time on the day of the order; below 0, on the day before."""
+    return f"2026-01-01T{hour:02d}:00:00Z" if hour >= 0 else f"2025-12-31T{24 + hour:02d}:00:00Z"
 
 
 def moment(hour: int) -> str:
@@ -114,7 +115,11 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
 
 _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
     "order.created": created(
-        line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"
+        line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER),
+        discount="1.00",
+        region="SP",
+        cart_id=CART,
+        cart_created_at=at(-2),
     ),
     "checkout.completed": {
         name: value
@@ -123,6 +128,8 @@ _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
                 line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER),
                 discount="1.00",
                 region="SP",
+                cart_id=CART,
+                cart_created_at=at(-2),
             )
             | {"checkout_id": CHECKOUT}
         ).items()

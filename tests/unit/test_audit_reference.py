@@ -427,8 +427,8 @@ def test_refused_for_the_orders_sake_keeps_its_key(refused: Fact, code: str) -> 
         reading = fold(*facts)
         assert reading.refused[refused.key].code == code
         assert reading.version == 2
-        assert [len(rows) for rows in reading.rows().values()] == [1, 2, 0, 0]
-        assert reading.rows()["orders_order"][0][9] == "2026-01-02T03:00:00+00:00"
+        assert [len(rows) for rows in reading.rows().values()] == [1, 2, 0, 0, 2, 0, 0]
+        assert reading.rows()["orders_order"][0][11] == "2026-01-02T03:00:00+00:00"
 
 
 # -- units and status ----------------------------------------------------------------------------------------
@@ -575,7 +575,7 @@ def test_rows_hold_every_column() -> None:
     ).rows()
     whose = (USER, "SP")
     assert rows["orders_order"][0] == (
-        *(ORDER, *whose, "delivered", "EUR", "31.00", "0.50", "0.00"),
+        *(ORDER, *whose, "delivered", "EUR", "31.00", "0.50", "0.00", None, None),
         *("2026-01-02T03:00:00+00:00", "2026-01-02T03:08:00+00:00", 6),
     )
     assert rows["orders_order_item"] == [
@@ -643,8 +643,10 @@ def decision(
     cause_id: str,
     numbers: Sequence[tuple[str, int]] = (),
     ships: Sequence[str] = (),
+    minute: int = 0,
 ) -> Decision:
-    return Decision(ORDER, n, amount, cause, cause_id, tuple(numbers), tuple(ships))
+    time = datetime(2026, 1, 2, 3, minute, tzinfo=UTC)
+    return Decision(ORDER, n, amount, cause, cause_id, tuple(numbers), tuple(ships), time=time)
 
 
 def test_a_return_is_owed_its_units_less_their_discount() -> None:

@@ -11,7 +11,7 @@ import pytest
 from audit import states
 from contracts import ids
 from contracts.record_id import RecordId
-from domain import events, rows
+from domain import events, parts, rows
 from domain.deadlines import next_due
 from domain.fold import fold
 from domain.order import FORMAT, Order
@@ -226,7 +226,10 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
             passed += 1
             next_due(again, order_id, Settings().deadline_policy)
             if again.created is not None:
-                rows.order_row_and_summary(ids.text(order_id), order_id, again, None)
+                row, _ = rows.order_row_and_summary(ids.text(order_id), order_id, again, None)
+                parts.suborder_rows(order_id, again, row)
+                parts.payment_rows(ids.text(order_id), again)
+                parts.refund_rows(ids.text(order_id), order_id, again)
                 rows.item_rows(ids.text(order_id), again)
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)

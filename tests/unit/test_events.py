@@ -33,6 +33,8 @@ from domain.order import (
 )
 from tests.unit.builders import (
     ANNA,
+    CART,
+    CHECKOUT,
     ORDER,
     PLACED,
     STRANGER,
@@ -66,6 +68,8 @@ FACTS = {
         2200,
         100,
         [Item(raw(item_id(1)), raw(line(1)["product_id"]), raw(ANNA), raw(STRANGER), "sku-1", 2, 1000, 300)],
+        cart_id=raw(CART),
+        cart_created_at=T0 - 2 * HOUR,
     ),
     "checkout.completed": Created(
         T0,
@@ -75,6 +79,9 @@ FACTS = {
         2200,
         100,
         [Item(raw(item_id(1)), raw(line(1)["product_id"]), raw(ANNA), raw(STRANGER), "sku-1", 2, 1000, 300)],
+        cart_id=raw(CART),
+        cart_created_at=T0 - 2 * HOUR,
+        checkout_id=raw(CHECKOUT),
     ),
     "order.paid": Payment(T0, raw(payment(1)), 2200, "EUR", "card"),
     "payment.failed": PaymentFailure(T0, raw(payment(1)), "declined"),

@@ -1,7 +1,8 @@
 """A migration expands before it contracts: workers of the version before go on while it has run.
 
 One that takes away, renames or forbids names the release whose workers no longer need what goes, in
-`contracts_after`. One that replaces a CHECK by a wider one names it in `widens`.
+`contracts_after`. One that replaces a CHECK by a wider one names it in `widens`, one that puts a table in the
+place of a view names that in `replaces`.
 """
 
 from __future__ import annotations
@@ -36,16 +37,27 @@ CONTRACTING: Final = re.compile(
 )
 
 
-def contracting(script: str, widens: str = "") -> list[str]:
+def contracting(script: str, widens: str = "", replaces: str = "") -> list[str]:
     """The statements of a script that workers of the version before may not survive. `widens`: the CHECK that
-    one of them replaces by a wider one.
+    one of them replaces by a wider one; `replaces`: the view in whose place it makes a table.
     """
     without_comments = re.sub(r"--[^\n]*", "", script)
     statements = [" ".join(each.split()) for each in without_comments.split(";")]
     wider = re.compile(
         rf"ALTER TABLE \S+ DROP CONSTRAINT {widens}, ADD CONSTRAINT {widens} CHECK \((?:(?!ADD ).)*\)"
     )
-    return [each for each in statements if CONTRACTING.search(each) and not wider.fullmatch(each)]
+    tables = [table for each in statements for table in re.findall(r"^CREATE TABLE (\S+) ", each)]
+    # Nobody knows a table yet that the script makes.
+    new = re.compile(rf"ALTER TABLE (?:{'|'.join(map(re.escape, tables)) or '(?!)'}) .*")
+    replaced = [f"DROP VIEW {table}" for table in tables if replaces and table.endswith(f".{replaces}")]
+    return [
+        each
+        for each in statements
+        if CONTRACTING.search(each)
+        and not wider.fullmatch(each)
+        and not new.fullmatch(each)
+        and each not in replaced
+    ]
 
 
 def test_each_migration_expands_or_says_after_which_release_it_contracts() -> None:
@@ -60,8 +72,8 @@ def test_each_migration_expands_or_says_after_which_release_it_contracts() -> No
             command.upgrade(Alembic.config(partition_by="user_id", partitions=2), steps, sql=True)
         after = getattr(revision.module, "contracts_after", None)
         if after is None:
-            widens = getattr(revision.module, "widens", "")
-            assert contracting(sql.getvalue(), widens) == [], f"{revision.path} contracts, and doesn't say so"
+            named = [getattr(revision.module, name, "") for name in ("widens", "replaces")]
+            assert contracting(sql.getvalue(), *named) == [], f"{revision.path} contracts, and doesn't say so"
         else:
             assert after in released, f"{revision.path}: {after} is no release"
 
@@ -95,6 +107,15 @@ def test_only_the_check_that_is_named_may_be_replaced() -> None:
     assert contracting(wider, "kind") == []
     assert contracting(wider, "other") == [wider]
     assert contracting(f"{wider}, ADD CONSTRAINT more CHECK (n > 0)", "kind") != []
+
+
+def test_only_the_view_that_is_named_may_become_a_table() -> None:
+    replaced = "DROP VIEW public.parts; CREATE TABLE public.parts (id uuid)"
+    assert contracting(replaced, replaces="parts") == []
+    assert contracting(replaced) == ["DROP VIEW public.parts"]
+    assert contracting("DROP VIEW public.parts", replaces="parts") == ["DROP VIEW public.parts"]
+    assert contracting(f"{replaced}; ALTER TABLE public.parts ADD CHECK (id > 0)", replaces="parts") == []
+    assert contracting(f"{replaced}; ALTER TABLE public.others ADD CHECK (id > 0)", replaces="parts") != []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows of the four tables, and what the cache gets (docs/rules.md, Rows and summaries)."""
+"""Rows of the first four tables, and what the cache gets (docs/rules.md, Rows and summaries)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def summary(builder: OrderBuilder) -> shapes.Summary:
 
 def test_an_orders_row() -> None:
     assert rows.order_row(ORDER, built_order().order) == shapes.OrderRow(
-        ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", "0.00", moment(3), moment(3), 1
+        ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", "0.00", None, None, moment(3), moment(3), 1
     )
 
 
