@@ -316,9 +316,12 @@ class Verifier:
                 if len(paid) != len(set(paid)):
                     yield f"order {order_id}: {what} paid for twice: {sorted(paid)}"
             for decision, amount in zip(reading.decisions, amounts, strict=True):
-                costs = {each.pays_for(decision) for each in readings}
-                if not costs & {None, amount}:
+                if not any(each.may_pay(decision) for each in readings):
+                    costs = {each.pays_for(decision) for each in readings}
                     yield f"order {order_id}: decision {decision.n} of {amount} for what costs {costs}"
+                wrong = [each.misallocated(decision.n) for each in readings]
+                if all(wrong):
+                    yield f"order {order_id}: decision {decision.n} goes back to {wrong[0]}"
             if len(readings) == 1:
                 yield from self._uncovered(order_id, reading)
             for owed in reading.owed():
