@@ -40,7 +40,9 @@ def served() -> set[str]:
     names = set()
     for each in vars(metrics).values():
         if isinstance(each, MetricWrapperBase):
-            ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(each._type, ("",))
+            ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
+                str(each._type), ("",)
+            )
             names |= {each._name + end for end in ends}
     return names
 
