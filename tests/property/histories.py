@@ -38,15 +38,12 @@ from domain.status import fresh_lines
 from domain.tax import whole_tax
 from domain.totals import RunningTotals
 from tables import codec
+from tests.property.records import raw_id
 from tests.unit.builders import VALID, record
 
 ORDER_ID = bytes(range(16))
 SAME_IN_ANY_ORDER = [spec.type for spec in DERIVED if spec.varies == "never"]
 """Derived events whose set is the same in any arrival order (docs/rules.md, Facts)."""
-
-
-def raw_id(kind: int, number: int) -> bytes:
-    return bytes([kind] * 15 + [number])
 
 
 SELLERS = [raw_id(0xA0, n) for n in range(3)]
