@@ -59,7 +59,7 @@ def test_a_seed_is_one_history_whatever_the_hash_seed() -> None:
     """This process has another one than the process that it starts."""
     hash_seed = "77" if os.environ.get("PYTHONHASHSEED") != "77" else "0"
     program = "from tests.simulation.test_simulation import digests\nprint(*digests())"
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -67,7 +67,7 @@ def test_a_seed_is_one_history_whatever_the_hash_seed() -> None:
         text=True,
         check=True,
     )
-    assert told.stdout.split() == digests()
+    assert ended.stdout.split() == digests()
 
 
 def digests() -> list[str]:
