@@ -96,8 +96,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what was left out, and why."""
-    for line in config.stash.get(_left_out, []):
+    """Say what was left out, and why, and what passed tests have to say (their property `note`)."""
+    properties_of = [report.user_properties for report in terminalreporter.getreports("passed")]
+    notes = [str(value) for properties in properties_of for name, value in properties if name == "note"]
+    for line in (*config.stash.get(_left_out, []), *notes):
         terminalreporter.write_line(line, yellow=True)
 
 

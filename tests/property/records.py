@@ -31,9 +31,12 @@ from domain.order import (
 from domain.shapes import Event
 from domain.status import fresh_lines
 from domain.tax import whole_tax
-from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000
+
+
+def raw_id(kind: int, number: int) -> bytes:
+    return bytes([kind] * 15 + [number])
 
 
 class Record(NamedTuple):

@@ -7,7 +7,7 @@ A history becomes wire records; both sides read those. Refund decisions are made
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from domain.order import Created, Order, RefundDecision
 from domain.shapes import Derived, Event, LateRefusal
 from sinks.schema import TABLES
 from tables import codec
-from tests.property.histories import SAME_IN_ANY_ORDER, histories
+from tests.property.histories import RANDOMS, SAME_IN_ANY_ORDER, histories
 from tests.property.records import HOUR, Record, dense, record
 from workload import generator
 from workload.poison import POISONS
@@ -306,7 +306,9 @@ def compare(records: list[Record], pace: int) -> None:
     # A refusal for the order's sake is judged below, by key: when it is told depends on what came first.
     assert ["ok" if code in refused else code for code in ours.verdicts] == theirs.verdicts
     assert {ids.text(order_id) for order_id in ours.states} == set(theirs.orders)
-    for order_id in ours.states:
+    origins = [reference.RecordId(each.topic, 0, 0) for each in records]
+    readings = {order_id: theirs.orders[ids.text(order_id)].reading() for order_id in ours.states}
+    for order_id, reading in readings.items():
         mine, other = ours.outcome(order_id), theirs.outcome(ids.text(order_id))
         assert mine.rows == other.rows
         assert mine.version == other.version
@@ -315,17 +317,11 @@ def compare(records: list[Record], pace: int) -> None:
         for here, there in ((mine.commands, other.commands), (mine.refunds, other.refunds)):
             assert set(here) == set(there)
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
-        reading = theirs.orders[ids.text(order_id)].reading()
         state = states.read_state(ours.states[order_id])
-        assert (
-            states.differences(
-                reading, state, lambda fact: None, [reference.RecordId(each.topic, 0, 0) for each in records]
-            )
-            == []
-        )
-        assert unexpected(reading, ours.derived[order_id], order_id) == []
+        assert states.differences(reading, state, lambda fact: None, origins) == []
         if reading.created is not None:
             assert_no_more_than_there_is(reading, ours.derived[order_id])
+    assert unexpected(readings, ours.derived) == []
 
 
 def assert_no_more_than_there_is(reading: reference.Reading, derived: Iterable[Derived]) -> None:
@@ -336,20 +332,22 @@ def assert_no_more_than_there_is(reading: reference.Reading, derived: Iterable[D
             assert 0 < item["quantity"] <= reading.items[item["item_id"]]["quantity"], f"{each.type}: {item}"
 
 
-def unexpected(reading: reference.Reading, derived: Iterable[Derived], order_id: bytes) -> list[Finding]:
-    """What the auditor has to say of an order's derived events, in the order in which they left."""
+def unexpected(
+    readings: Mapping[bytes, reference.Reading], derived: Mapping[bytes, Iterable[Derived]]
+) -> list[Finding]:
+    """What the auditor has to say of the orders' derived events, in the order in which they left."""
     with TemporaryDirectory() as folder:
         index = Index(Path(folder))
         findings = Findings(Report("test"), index, 100)
-        judged = DerivedEvents([reading], AnyCause(), lambda fact: None, findings)
-        for each in derived:
-            if each.type in DERIVED:
-                value = msgspec.json.encode(each.data)
-                cause = getattr(getattr(each.data, "cause", None), "id", "")
-                judged.take(
-                    DerivedEvent(each.type, 0, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value)
-                )
-        judged.finish(set(DERIVED))
+        for order_id, reading in readings.items():
+            judged = DerivedEvents([reading], AnyCause(), lambda fact: None, findings)
+            for each in derived[order_id]:
+                if each.type in DERIVED:
+                    value = msgspec.json.encode(each.data)
+                    cause = getattr(getattr(each.data, "cause", None), "id", "")
+                    event_id = ids.uuid5_text(order_id, each.ce_name)
+                    judged.take(DerivedEvent(each.type, 0, 0, event_id, cause, None, value))
+            judged.finish(set(DERIVED))
         findings.judge()
         index.close()
     return findings.report.findings
@@ -363,7 +361,7 @@ class AnyCause(dict[str, set[str | None]]):
 
 
 @settings(max_examples=150, deadline=None)
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 5))
+@given(histories, RANDOMS, st.integers(1, 5))
 def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
     records = [record(event) for event in history]
     records += [each for each in records if random.random() < 0.2]
@@ -378,7 +376,7 @@ def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories(), histories(), st.randoms(use_true_random=False))
+@given(histories, histories, RANDOMS)
 def test_conflicting_histories(history: list[Event], rival: list[Event], random: Any) -> None:
     """Two histories of one order: many known keys with other content, of which the first in the log stays."""
     records = [record(event) for event in (*history, *rival)]
@@ -398,7 +396,7 @@ def test_dense_orders(seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(history=histories(), random=st.randoms(use_true_random=False), pace=st.integers(1, 5))
+@given(history=histories, random=RANDOMS, pace=st.integers(1, 5))
 def test_every_decision_is_about_a_refund_that_is_covered_whole(
     most_units: int, history: list[Event], random: Any, pace: int
 ) -> None:

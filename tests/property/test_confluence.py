@@ -20,7 +20,7 @@ from domain.order import Order
 from domain.shapes import Event
 from domain.status import view_of
 from tables import codec
-from tests.property.histories import ORDER_ID, SAME_IN_ANY_ORDER, Run, histories
+from tests.property.histories import ORDER_ID, RANDOMS, SAME_IN_ANY_ORDER, Run, histories
 
 MANY = settings(max_examples=150, deadline=None)
 
@@ -79,7 +79,7 @@ def refused_keys(run: Run) -> int:
 
 
 @MANY
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 5))
+@given(histories, RANDOMS, st.integers(1, 5))
 def test_any_order_and_repetition_ends_the_same(history: list[Event], random: Any, pace: int) -> None:
     once = Run().take_all(history)
     shuffled = history + [event for event in history if random.random() < 0.4]
@@ -96,7 +96,7 @@ def test_any_order_and_repetition_ends_the_same(history: list[Event], random: An
 
 
 @MANY
-@given(histories(), st.data())
+@given(histories, st.data())
 def test_an_earlier_repetition_moves_times_alone(history: list[Event], data: st.DataObject) -> None:
     event = data.draw(st.sampled_from([e for e in history if e.type != "shipment.updated"]))
     earlier = msgspec.structs.replace(
@@ -109,7 +109,7 @@ def test_an_earlier_repetition_moves_times_alone(history: list[Event], data: st.
 
 
 @MANY
-@given(histories(), st.integers(1, 4), st.data())
+@given(histories, st.integers(1, 4), st.data())
 def test_a_replay_from_an_older_state_publishes_nothing_new(
     history: list[Event], pace: int, data: st.DataObject
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_replay_from_an_older_state_publishes_nothing_new(
 
 
 @MANY
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 6))
+@given(histories, RANDOMS, st.integers(1, 6))
 def test_refunds_stay_within_captured_money_and_pay_each_unit_once(
     history: list[Event], random: Any, pace: int
 ) -> None:
@@ -166,7 +166,7 @@ def test_refunds_stay_within_captured_money_and_pay_each_unit_once(
 
 
 @MANY
-@given(histories())
+@given(histories)
 def test_an_order_with_no_live_unit_keeps_no_money(history: list[Event]) -> None:
     order = Run().take_all(history).order
     now = view_of(order)
@@ -176,9 +176,9 @@ def test_an_order_with_no_live_unit_keeps_no_money(history: list[Event]) -> None
 
 @MANY
 @given(
-    histories(),
+    histories,
     st.lists(st.booleans(), min_size=40, max_size=40),
-    st.randoms(use_true_random=False),
+    RANDOMS,
     st.integers(1, 5),
 )
 def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(
@@ -213,7 +213,7 @@ def _earlier(event: Event) -> Any:
 
 
 @MANY
-@given(histories())
+@given(histories)
 def test_state_bytes_round_trip_and_tell_their_version(history: list[Event]) -> None:
     run = Run().take_all(history)
     assert run.raw is not None
@@ -223,7 +223,7 @@ def test_state_bytes_round_trip_and_tell_their_version(history: list[Event]) -> 
 
 
 @MANY
-@given(histories())
+@given(histories)
 def test_live_units_and_shares_add_up(history: list[Event]) -> None:
     order = Run().take_all(history).order
     assert order.created is not None
