@@ -96,7 +96,7 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
         content["status"] = content.pop("rank").text
     if isinstance(fact, ReturnStage):
         content["status"] = fact.status.text
-    for name in ("estimated_delivery", "processed_at"):
+    for name in ("estimated_delivery", "processed_at", "cart_created_at"):
         if content.get(name) is not None:
             content[name] = _time(content[name])
     content = {name: value for name, value in content.items() if value is not None}

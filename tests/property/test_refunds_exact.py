@@ -24,8 +24,8 @@ from domain.order import Cancellation, Created, Item, Payment, ReturnStage, Scan
 from domain.shapes import Event
 from domain.status import view_of
 from domain.totals import winning_stages
-from tests.property.histories import ORDER_ID, SEEDS, Run, raw_id, up_to
-from tests.property.records import hour, record
+from tests.property.histories import ORDER_ID, SEEDS, Run, up_to
+from tests.property.records import hour, raw_id, record
 
 CURRENCIES = {"JPY": 0, "EUR": 2, "KWD": 3}
 FACTS = 240

@@ -16,8 +16,8 @@ from domain.order import Created, Item, Payment, ReturnStage, StockReply
 from domain.shapes import Event
 from domain.status import view_of
 from domain.tax import is_taxed, whole_tax
-from tests.property.histories import ORDER_ID, RANDOMS, SEEDS, Run, raw_id, taxed, up_to
-from tests.property.records import record
+from tests.property.histories import ORDER_ID, RANDOMS, SEEDS, Run, taxed, up_to
+from tests.property.records import raw_id, record
 
 CURRENCIES = ("JPY", "EUR", "KWD")
 """Of 0, 2 and 3 digits."""
