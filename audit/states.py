@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from audit.promises import subject_of
 from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
 NEWEST_FORMAT: Final = 2
@@ -23,6 +24,7 @@ ADDED: Final[dict[str, Any]] = {
     "labelled_at": 0,
     "due": 0,
     "format": 1,
+    "promises": [],
 }
 """Elements that came later, in their order, and what a state from before them says.
 A new one is added at the end.
@@ -45,7 +47,17 @@ FIELDS: Final = (
     "proposed",
     *ADDED,
 )
-_FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
+_FACTS: Final = (
+    "payments",
+    "scans",
+    "stock",
+    "returns",
+    "cancellations",
+    "failures",
+    "refunds",
+    "deadlines",
+    "promises",
+)
 _SIZES: Final = {
     "payments": 6,
     "scans": 11,
@@ -55,6 +67,7 @@ _SIZES: Final = {
     "failures": 4,
     "refunds": 5,
     "deadlines": 6,
+    "promises": 5,
     "decisions": 7,
     "waiting": 3,
     "suborders": 9,
@@ -65,13 +78,23 @@ fact's record (whichever came first), and what later versions added.
 _CREATED: Final = 7
 _ITEM: Final = 8
 _LATER: Final[dict[str, tuple[tuple[int, Any], ...]]] = {
+    "refunds": ((5, 1),),
+    "deadlines": ((7, None),),
     "decisions": ((8, None),),
     "suborders": ((9, 0),),
     "created": ((7, None),),
-    "items": ((8, None), (9, None)),
+    "items": ((8, None), (9, None), (10, None), (11, None)),
 }
 """Elements of these arrays that came later: where each is, and what an array without it says."""
-_CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
+_CLOSED: Final = (
+    "",
+    "cancelled",
+    "payment_overdue",
+    "stock_released",
+    "stock_rejected",
+    "stock_unanswered",
+    "not_shipped",
+)
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
 _CAUSES: Final = ("return", "stock", "closed")
@@ -221,6 +244,8 @@ def _created(fact: Fact) -> Values:
             item.get("shipping_amount"),
             _taxes(item.get("taxes")),
             _taxes(item.get("shipping_taxes")),
+            _us(item.get("ship_by")),
+            _us(item.get("deliver_by")),
         )
         for item in content["items"]
     )
@@ -270,10 +295,16 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
         case "order.cancel_requested":
             return "cancellations", (time, _id(content.get("seller_id")), fact.reason, refused)
         case "refund.completed" | "refund.failed":
-            failed = fact.type == "refund.failed"
-            return "refunds", (time, uuid_bytes(content["refund_id"]), failed, fact.reason, refused)
+            failed, attempt = fact.type == "refund.failed", content["attempt"]
+            return "refunds", (
+                *(time, uuid_bytes(content["refund_id"]), failed, fact.reason, refused),
+                attempt,
+            )
+        case "promise.updated":
+            by = (_us(content.get("ship_by")), _us(content.get("deliver_by")))
+            return "promises", (time, uuid_bytes(content["seller_id"]), *by, refused)
         case "deadline.passed":
-            subject = content.get("seller_id") or content.get("refund_id")
+            subject = subject_of(content)
             return "deadlines", (
                 time,
                 DEADLINES.index(content["deadline"]),
@@ -281,6 +312,7 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
                 content["attempt"],
                 content["final"],
                 refused,
+                _us(content.get("due")),
             )
     reply = (
         _REPLIES.index(fact.type),

@@ -809,14 +809,17 @@ def test_a_state_holds_tax() -> None:
     )
     *_, items, included = state["created"]
     assert included is False
-    assert [line[8:] for line in items] == [((("T0", 500), ("T1", 1)), (("T0", 38),)), ((("T0", 190),), None)]
+    assert [line[8:10] for line in items] == [
+        ((("T0", 500), ("T1", 1)), (("T0", 38),)),
+        ((("T0", 190),), None),
+    ]
     assert [each[-1] for each in state["decisions"]] == [335]
     assert sorted(each[-1] for each in state["suborders"]) == [190, 373]
     untaxed = state_of(
         fold(fact("order.created", 0, **created()), decisions=[decision(0, 1, "closed", ORDER)])
     )
     assert untaxed["created"][-1] is None
-    assert untaxed["created"][-2][0][8:] == (None, None)
+    assert untaxed["created"][-2][0][8:10] == (None, None)
     assert (untaxed["decisions"][0][-1], untaxed["suborders"][0][-1]) == (None, 0)
 
 
@@ -833,9 +836,9 @@ def test_a_state_of_before_has_no_tax() -> None:
     assert before == read([*head, [[*line, None, None]], None], [*decided_before, 7, None], [*suborder, 0])
     later = [[["T", 5]], []]
     now = read(
-        [*head, [[*line, *later, "later"]], True, "later"],
+        [*head, [[*line, *later, None, None, "later"]], True, "later"],
         [*decided_before, 7, 5, "later"],
         [*suborder, 5, "later"],
     )
-    assert (now["created"][-1], now["created"][-2][0][8:]) == (True, ((("T", 5),), ()))
+    assert (now["created"][-1], now["created"][-2][0][8:10]) == (True, ((("T", 5),), ()))
     assert (now["decisions"][0][7:], now["suborders"][0][9:]) == ((5,), (5,))
