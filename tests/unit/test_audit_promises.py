@@ -479,6 +479,21 @@ TOLD = {
 }
 
 
+SHIPPED_A = {**SHIPPED, "items": units(A, 2)}
+GONE = {"order_id": ORDER, "seller_id": ANN, "reservation_id": uid("x"), "items": units(A, 2)}
+RETURN = {
+    "order_id": ORDER,
+    "return_id": uid("r"),
+    "item_id": A,
+    "quantity": 1,
+    "reason": "x",
+    "status": "processed",
+    "restock": False,
+}
+MIXED = created([item(A, ship_by=at(5)), item(B, quantity=5)])
+"""Two lines of 70.00, one without a promise."""
+
+
 def story(
     deadline: dict[str, Any], *more: tuple[str, dict[str, Any], int], lines: Any = LINES, pays: int = 2
 ) -> list[Item]:
@@ -524,6 +539,14 @@ def test_what_is_told_of_a_late_suborder(index: Index, changes: dict[str, Any], 
     assert [each.actual[: len(actual or "")] for each in broken] == ([] if actual is None else [actual])
 
 
+def test_of_a_line_without_a_promise_all_units_may_be_late(index: Index) -> None:
+    items = story(passed_data("ship", 30, seller_id=BOB))
+    bob = {"seller_id": BOB, "suborder_id": fold().made_id(f"suborder:{BOB}"), "due": at(30)}
+    assert judge_order(index, [*items, late_event(**bob)])[0] == []
+    broken, _ = judge_order(index, [*items, late_event(**bob, units=3)])
+    assert [each.actual for each in broken] == ["3"]
+
+
 def test_a_lateness_has_its_own_id(index: Index) -> None:
     wrong = event("suborder.late", f"3:{ANN}", TOLD)
     broken, _ = judge_order(index, [*story(passed_data("ship", 5)), wrong])
@@ -567,8 +590,34 @@ def test_a_lateness_has_its_own_id(index: Index) -> None:
             ),
             True,
         ),
+        # Which of two promises was in force when the deadline was folded?
+        (
+            story(
+                passed_data("ship", 8),
+                *(
+                    ("promise.updated", {"order_id": ORDER, "seller_id": ANN, "ship_by": at(by)}, appended)
+                    for by, appended in ((8, 5), (9, 50))
+                ),
+            ),
+            False,
+        ),
+        (story(passed_data("ship", 5), ("order.returned", RETURN, 50)), False),
+        (story(passed_data("ship", 5), ("stock.released", GONE, 50)), False),
+        (story(passed_data("ship", 5), ("stock.released", {**GONE, "items": units(A, 1)}, 5)), True),
+        # Of two lines the one without a promise is not what this deadline is about.
+        (story(passed_data("ship", 5), lines=MIXED), True),
+        (story(passed_data("ship", 5), ("shipment.updated", SHIPPED_A, 50), lines=MIXED), False),
         (story(passed_data("deliver", 15)), False),
         (story(passed_data("deliver", 15), ("shipment.updated", SHIPPED, 5)), True),
+        # Another scan of the parcel says that nothing of the line was in it.
+        (
+            story(
+                passed_data("deliver", 15),
+                ("shipment.updated", SHIPPED_A, 5),
+                ("shipment.updated", {**SHIPPED, "items": units(B, 1)}, 50),
+            ),
+            False,
+        ),
         (story(passed_data("deliver", 15), ("shipment.updated", SHIPPED, 10)), False),
         (
             story(
@@ -637,15 +686,6 @@ def test_what_is_not_shipped_is_asked_back(index: Index, items: Sequence[Item], 
 
 # -- refunds asked for again ---------------------------------------------------------------------------------
 
-RETURN = {
-    "order_id": ORDER,
-    "return_id": uid("r"),
-    "item_id": A,
-    "quantity": 1,
-    "reason": "x",
-    "status": "processed",
-    "restock": False,
-}
 DECIDED = {
     "order_id": ORDER,
     "n": 0,
