@@ -120,6 +120,8 @@ class Room:
 
     def facts(self, type_: str) -> int:
         """Bytes of the facts of one event type that one order takes in, as `size` counts them."""
+        if type_ == "promise.updated":
+            return self.batch // 192
         share = {"shipment.updated": 2, "deadline.passed": 2, "refund.decided": 11}.get(type_, 1)
         return share * self.batch // 24
 
@@ -1642,19 +1644,15 @@ class Reading:
 
     @functools.cached_property
     def late(self) -> list[Late]:
-        """What should have been shipped or delivered, by seller. One that was asked to release ships nothing
-        any longer, and none ships before the order is confirmed.
-        """
+        """What should have been shipped or delivered, by seller, whatever else has become of the order."""
         if self.created is None or not self.promises.any_passed:
             return []
-        ships = set() if self.status() == "pending" else set(self.sellers) - self.asked_back
         dues: dict[tuple[str, str], list[tuple[datetime, int]]] = {}
         for line in self.lines:
             for what in (SHIP, DELIVER):
-                if what == DELIVER or line.seller_id in ships:
-                    due, units = self.promises.first_past(what, line.item), line.awaited(what)
-                    if due is not None and units:
-                        dues.setdefault((line.seller_id, what), []).append((due, units))
+                due, units = self.promises.first_past(what, line.item), line.awaited(what)
+                if due is not None and units:
+                    dues.setdefault((line.seller_id, what), []).append((due, units))
         return [
             Late(what, seller, min(due for due, _ in each), sum(units for _, units in each))
             for (seller, what), each in sorted(dues.items())

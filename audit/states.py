@@ -25,6 +25,8 @@ ADDED: Final[dict[str, Any]] = {
     "due": 0,
     "format": 1,
     "promises": [],
+    "lapses": [],
+    "left": [],
 }
 """Elements that came later, in their order, and what a state from before them says.
 A new one is added at the end.
@@ -57,6 +59,7 @@ _FACTS: Final = (
     "refunds",
     "deadlines",
     "promises",
+    "lapses",
 )
 _SIZES: Final = {
     "payments": 6,
@@ -68,6 +71,7 @@ _SIZES: Final = {
     "refunds": 5,
     "deadlines": 6,
     "promises": 5,
+    "lapses": 6,
     "decisions": 7,
     "waiting": 3,
     "suborders": 9,
@@ -79,9 +83,9 @@ _CREATED: Final = 7
 _ITEM: Final = 8
 _LATER: Final[dict[str, tuple[tuple[int, Any], ...]]] = {
     "refunds": ((5, 1),),
-    "deadlines": ((7, None),),
+    "lapses": ((7, None),),
     "decisions": ((8, None),),
-    "suborders": ((9, 0),),
+    "suborders": ((9, 0), (10, False)),
     "created": ((7, None),),
     "items": ((8, None), (9, None), (10, None), (11, None)),
 }
@@ -93,8 +97,11 @@ _CLOSED: Final = (
     "stock_released",
     "stock_rejected",
     "stock_unanswered",
-    "not_shipped",
 )
+_NOT_SHIPPED: Final = "not_shipped"
+"""Said beside stock_released, by the last element of a suborder: earlier versions know no number for it."""
+_FIRST_LAPSE: Final = DEADLINES.index("ship")
+"""Deadlines from here on have a list of their own."""
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
 _CAUSES: Final = ("return", "stock", "closed")
@@ -177,10 +184,11 @@ def state_of(reading: Reading) -> State:
                 _STATUS.index(each.status),
                 *(each.live.items, each.live.shipping, each.live.discount),
                 *each.units,
-                _CLOSED.index(reading.why_closed(each)),
+                _CLOSED.index("stock_released" if why == _NOT_SHIPPED else why),
                 each.live.tax,
+                why == _NOT_SHIPPED,
             )
-            for each in reading.suborders
+            for each, why in ((each, reading.why_closed(each)) for each in reading.suborders)
         )
     return state
 
@@ -304,16 +312,12 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
             by = (_us(content.get("ship_by")), _us(content.get("deliver_by")))
             return "promises", (time, uuid_bytes(content["seller_id"]), *by, refused)
         case "deadline.passed":
-            subject = subject_of(content)
-            return "deadlines", (
-                time,
-                DEADLINES.index(content["deadline"]),
-                _id(subject),
-                content["attempt"],
-                content["final"],
-                refused,
-                _us(content.get("due")),
-            )
+            number = DEADLINES.index(content["deadline"])
+            whose = _id(subject_of(content))
+            passed = (time, number, whose, content["attempt"], content["final"], refused)
+            if number < _FIRST_LAPSE:
+                return "deadlines", passed
+            return "lapses", (*passed, _us(content.get("due")))
     reply = (
         _REPLIES.index(fact.type),
         uuid_bytes(content["seller_id"]),

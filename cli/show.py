@@ -46,6 +46,7 @@ SHIPMENTS: Final = {
     "carrier": "carrier",
     "tracking_number": "tracking",
 }
+PROMISED: Final = {"ship_by": "ship by", "deliver_by": "deliver by", "late_since": "late since"}
 MOST_FACTS: Final = 12
 """Facts that a reason names; all of them are in the JSON."""
 RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
@@ -126,6 +127,11 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         money = explanation["money"]
         taxed = explanation["prices_include_tax"] is not None
         tax_column = {"tax_amount": "tax"} if taxed else {}
+        promised = {
+            name: label
+            for name, label in PROMISED.items()
+            if any(part[name] for part in explanation["suborders"])
+        }
         parts += [
             Text(),
             Text.assemble(
@@ -145,7 +151,7 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         parts += _table(
             "Suborders",
             explanation["suborders"],
-            {"seller_id": "seller", "status": "status", "total_amount": currency} | tax_column,
+            {"seller_id": "seller", "status": "status", "total_amount": currency} | tax_column | promised,
             wide,
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)

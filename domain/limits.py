@@ -46,6 +46,8 @@ in: some 8,000 to 26,000. Of MESSAGE_BYTES.
 
 LARGEST_FACT: Final = FACT_BYTES + 3 * 4_000 + 1_000 * ITEM_BYTES
 """What one fact counts at most."""
+_LARGEST: Final = {"promise.updated": FACT_BYTES}
+"""Event type -> the same, where an order takes in less of it than of any other."""
 
 CREATED_ITEM_BYTES: Final = 3_200
 """What a line of an order.created counts: our own facts about it, deadlines and refunds, have to fit too."""
@@ -115,7 +117,7 @@ def limits_of(message_bytes: int) -> Limits:
         state=message_bytes - 1024,
         created=message_bytes // 3 if message_bytes < MESSAGE_BYTES else None,
         types=types,
-        uncounted=min(24, min(types.values()) // LARGEST_FACT - 1),
+        uncounted=min(24, *(most // _LARGEST.get(name, LARGEST_FACT) - 1 for name, most in types.items())),
     )
 
 

@@ -264,8 +264,8 @@ def late(what: str, due: int, count: int, seller: str = ANN) -> Late:
         ([WHOLE, passed("ship", 8)], [late(SHIP, 8, 5)]),
         ([WHOLE, passed("ship", 5), passed("ship", 8)], [late(SHIP, 5, 5)]),
         # Only of an order that is confirmed or further.
-        ([passed("ship", 5)], []),
-        ([paid("69.99"), passed("ship", 5)], []),
+        ([passed("ship", 5)], [late(SHIP, 5, 2)]),
+        ([paid("69.99"), passed("ship", 5)], [late(SHIP, 5, 2)]),
         ([scan("in_transit", seller=BOB), passed("ship", 5)], [late(SHIP, 5, 2)]),
         # Units in transit or given back aren't waited for, nor what is announced only not.
         ([WHOLE, passed("ship", 5), scan("in_transit", items=units(A, 1))], [late(SHIP, 5, 1)]),
@@ -282,14 +282,18 @@ def late(what: str, due: int, count: int, seller: str = ANN) -> Late:
         ([WHOLE, passed("ship", 5), promise(2, deliver_by=59)], [late(SHIP, 5, 2)]),
         ([WHOLE, passed("ship", 5), promise(2, BOB, ship_by=59)], [late(SHIP, 5, 2)]),
         # Who was asked to release ships nothing any longer.
-        ([WHOLE, passed("ship", 5), fact("order.cancel_requested", 6, reason="x")], []),
-        ([WHOLE, passed("ship", 5), fact("order.cancel_requested", 6, reason="x", seller_id=ANN)], []),
+        # Until the units are gone, whatever was asked for.
+        ([WHOLE, passed("ship", 5), fact("order.cancel_requested", 6, reason="x")], [late(SHIP, 5, 2)]),
+        (
+            [WHOLE, passed("ship", 5), fact("order.cancel_requested", 6, reason="x", seller_id=ANN)],
+            [late(SHIP, 5, 2)],
+        ),
         (
             [WHOLE, passed("ship", 5), fact("order.cancel_requested", 6, reason="x", seller_id=BOB)],
             [late(SHIP, 5, 2)],
         ),
-        ([WHOLE, passed("ship", 5), passed("payment")], []),
-        ([WHOLE, passed("ship", 5), passed("unshipped", 5)], []),
+        ([WHOLE, passed("ship", 5), passed("payment")], [late(SHIP, 5, 2)]),
+        ([WHOLE, passed("ship", 5), passed("unshipped", 5)], [late(SHIP, 5, 2)]),
         ([WHOLE, passed("ship", 5), passed("unshipped", 5, seller_id=BOB)], [late(SHIP, 5, 2)]),
         # A line without a promise: by a deadline that no line of its seller explains.
         ([WHOLE, passed("ship", 5, seller_id=BOB)], [late(SHIP, 5, 2, BOB)]),
@@ -834,7 +838,8 @@ def test_a_state_holds_promises() -> None:
         (micros(2), ann, None, micros(8), False),
         (micros(3), bob, None, None, True),
     }
-    assert state["deadlines"] == {
+    assert state["deadlines"] == set()
+    assert state["lapses"] == {
         (micros(40), 5, ann, 1, True, False, micros(7)),
         (micros(40), 6, ann, 1, True, False, micros(8)),
         (micros(40), 7, ann, 1, True, False, micros(9)),
@@ -845,30 +850,33 @@ def test_a_state_holds_promises() -> None:
         (micros(10), refund, True, None, False, 1),
         (micros(10), refund, False, None, False, 3),
     }
-    assert [each[8] for each in state["suborders"]] == [6]
+    # stock_released, to a version that doesn't know that nobody shipped.
+    assert [(each[8], each[10]) for each in state["suborders"]] == [(3, True)]
 
 
 def test_a_state_of_before_has_no_promises() -> None:
     line = [b"i", b"p", b"s", None, "SKU", 1, 100, None, None, None]
     head = [5, b"u", None, "EUR", 100, None]
 
-    def read(lines: list[Any], refund: list[Any], deadline: list[Any], *more: Any) -> states.State:
-        known = [1, [*head, [lines], None], [], [], [], [], [], [], [refund], [], [], 0, [], False, 1]
-        return read_state(msgspec.msgpack.encode([*known, [deadline], 3, 2, 1, 2, *more]))
+    def read(lines: list[Any], refund: list[Any], suborder: list[Any], *more: Any) -> states.State:
+        known = [1, [*head, [lines], None], [], [], [], [], [], [], [refund], [], [], 0, [suborder], False, 1]
+        return read_state(msgspec.msgpack.encode([*known, [], 3, 2, 1, 2, *more]))
 
-    failed, asked_back = [7, b"f", True, None, False], [8, 2, b"s", 1, False, False, 44]
-    before = read(line, failed, asked_back)
-    assert before == read([*line, None, None], [*failed, 1, 55], [*asked_back, None], [])
-    assert before["promises"] == set()
+    failed, part = [7, b"f", True, None, False], [0, 100, 0, 0, 1, 0, 0, 0, 3, 0]
+    before = read(line, failed, part)
+    assert before == read([*line, None, None], [*failed, 1, 55], [*part, False], [], [], [])
+    assert before["promises"] == before["lapses"] == set()
     assert before["refunds"] == {(7, b"f", True, None, False, 1)}
-    assert before["deadlines"] == {(8, 2, b"s", 1, False, False, None)}
     now = read(
         [*line, 5, 6, "later"],
         [*failed, 2, 55, "later"],
-        [*asked_back, 9, "later"],
+        [*part, True, "later"],
         [[1, b"s", 2, None, False, "later"]],
+        [[8, 5, b"s", 1, False, False, 44, 9, "later"]],
+        [66],
     )
     assert now["created"][6][0][8:] == (None, None, 5, 6)
     assert now["refunds"] == {(7, b"f", True, None, False, 2)}
-    assert now["deadlines"] == {(8, 2, b"s", 1, False, False, 9)}
+    assert now["lapses"] == {(8, 5, b"s", 1, False, False, 9)}
+    assert now["suborders"][0][9:] == (0, True)
     assert now["promises"] == {(1, b"s", 2, None, False)}
