@@ -157,6 +157,7 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
         "order.returned": returned,
         "refund.completed": {"refund_id": _uuid(rng)},
         "refund.failed": {"refund_id": _uuid(rng)},
+        "promise.updated": {"seller_id": line["seller_id"], "ship_by": "2026-01-09T12:00:00Z"},
     }
     time = rfc3339(anchor.time_us if anchor is not None else _TIME_US)
     attributes = {"specversion": "1.0", "id": _uuid(rng), "source": "/poison", "type": topic, "time": time}
@@ -276,7 +277,8 @@ def _unknown_returned_item(draft: Draft) -> None:
 
 
 def _unknown_seller(draft: Draft) -> None:
-    draft.data["seller_id"] = draft.data.get("shipment_id") or draft.data["reservation_id"]
+    ids = (draft.data.get(name) for name in ("shipment_id", "reservation_id"))
+    draft.data["seller_id"] = next((other for other in ids if other), draft.attributes["id"])
 
 
 _DEEP: Final = b"[" * 200_000 + b"]" * 200_000
@@ -348,6 +350,9 @@ _ALL: Final = (
     Poison(
         "processed_at_malformed", "order.returned", errors.FIELD_MALFORMED, _field(processed_at="2026-01-01")
     ),
+    Poison("ship_by_malformed", "order.created", errors.FIELD_MALFORMED, _item(ship_by="next week")),
+    Poison("promise_malformed", "promise.updated", errors.FIELD_MALFORMED, _field(deliver_by="2026-01-09")),
+    Poison("attempt_zero", "refund.failed", errors.FIELD_MALFORMED, _field(attempt=0)),
     Poison("currency_unknown", "order.paid", errors.CURRENCY_UNKNOWN, _field(currency="ECU")),
     Poison("total_mismatch", "order.created", errors.TOTAL_MISMATCH, _field(total_amount="28.01")),
     Poison(
@@ -372,6 +377,9 @@ _ALL: Final = (
     Poison("unknown_seller", "shipment.updated", errors.ORDER_SELLER, _unknown_seller, needs_order=True),
     Poison(
         "unknown_seller_reserved", "stock.reserved", errors.ORDER_SELLER, _unknown_seller, needs_order=True
+    ),
+    Poison(
+        "unknown_seller_promises", "promise.updated", errors.ORDER_SELLER, _unknown_seller, needs_order=True
     ),
 )
 

@@ -51,8 +51,8 @@ def _only(message: Message) -> Steps:
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
-    answers sent twice. `cancellations` and `returns`: of orders and delivered lines. `delay`: the mean time
-    of an answer, in seconds.
+    answers sent twice. `cancellations` and `returns`: of orders and delivered lines. `unshipped`: sellers'
+    parts that are never shipped. `delay`: the mean time of an answer, in seconds.
     """
 
     silence: float = 0.0
@@ -62,6 +62,7 @@ class Behaviour:
     returns: float = 0.1
     delay: float = 0.2
     seed: int = 0
+    unshipped: float = 0.0
 
     def luck(self, *what: object) -> Random:
         """Return a random source that is the same for the same names in every run of this seed."""
@@ -167,10 +168,13 @@ class Payments:
             yield Later(self._behaviour.delay, lambda: [self._paid(command, f"{request}:2")])
 
     def refund(self, command: Data) -> Steps:
-        """refund.request: paid back, or not."""
-        order_id, refund_id = command["order_id"], command["refund_id"]
-        refused = self._behaviour.luck("refund", refund_id).random() < self._behaviour.refusals
+        """refund.request: paid back, or not; asked again after that it may be."""
+        order_id, refund_id, attempt = command["order_id"], command["refund_id"], command.get("attempt", 1)
+        which = (refund_id,) if attempt == 1 else (refund_id, attempt)
+        refused = self._behaviour.luck("refund", *which).random() < self._behaviour.refusals
         data = {"order_id": order_id, "refund_id": refund_id}
+        if attempt != 1:
+            data["attempt"] = attempt
         yield (
             Message("refund.failed", order_id, data | {"reason": "account_closed"})
             if refused
@@ -212,6 +216,8 @@ class Shipping:
         luck = self._behaviour.luck("label", label)
         items = {item["item_id"]: item["quantity"] for item in command["items"]}
         self._inventory.expect(_reservation(command), items)
+        if self._behaviour.luck("unshipped", label).random() < self._behaviour.unshipped:
+            return []
         parcels = [items]
         if sum(items.values()) > 1 and luck.random() < 0.3:
             first = {item: count - count // 2 for item, count in items.items() if count - count // 2}
