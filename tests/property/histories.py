@@ -24,9 +24,11 @@ from domain.order import (
     Created,
     Deadline,
     Item,
+    Lapse,
     Order,
     Payment,
     PaymentFailure,
+    Promise,
     RefundReply,
     ReturnStage,
     Scan,
@@ -73,6 +75,8 @@ def created_events(draw: st.DrawFn, currency: str = "EUR") -> Created:
     goods = sum(item.price * item.quantity for item in items)
     discount = draw(st.none() | st.integers(0, goods))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    for item in items if draw(st.booleans()) else ():
+        item.ship_by, item.deliver_by = draw(st.none() | TIMES), draw(st.none() | TIMES)
     created = Created(
         draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), currency, total, discount, items
     )
@@ -156,12 +160,26 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     refund = ids.uuid5(ORDER_ID, f"refund:{draw(st.integers(0, 1))}")
     if kind == "deadline.passed":
         what = draw(st.sampled_from(DeadlineKind))
-        subject = (None, seller, seller, seller, refund)[what]
-        return kind, Deadline(time, what, subject, draw(st.integers(1, 2)), draw(st.booleans()))
+        attempt = draw(st.integers(1, 2))
+        if what >= DeadlineKind.SHIP:
+            subject, due = _lapsed(what, seller, refund, draw(TIMES))
+            # The attempt is no part of the key of one that says what was due.
+            return kind, Lapse(time, what, subject, 1 if due is not None else attempt, True, due=due)
+        whose = (None, seller, seller, seller, refund)[what]
+        return kind, Deadline(time, what, whose, attempt, draw(st.booleans()))
+    if kind == "promise.updated":
+        return kind, Promise(time, seller, draw(st.none() | TIMES), draw(st.none() | TIMES))
     if kind.startswith("refund."):
-        return kind, RefundReply(time, refund, kind == "refund.failed")
+        return kind, RefundReply(time, refund, kind == "refund.failed", attempt=draw(st.integers(1, 2)))
     example = events.decode(kind, *record(kind, VALID[kind])).fact
     return kind, msgspec.structs.replace(example, time=time)
+
+
+def _lapsed(what: DeadlineKind, seller: bytes, refund: bytes, due: int) -> tuple[bytes, int | None]:
+    """Whose lapse of this kind is, and what was due."""
+    if what is DeadlineKind.RETURN:
+        return raw_id(3, 0), None
+    return (refund, None) if what is DeadlineKind.REFUND_RETRY else (seller, due)
 
 
 @st.composite

@@ -54,16 +54,21 @@ def natural_keys(order: Order) -> set[NaturalKey]:
     for scan in order.scans:
         keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
-    keys.update((type_of(fact), text(fact.refund_id)) for fact in order.refunds)
-    for fact in order.deadlines:
+    keys.update((type_of(fact), text(fact.refund_id), fact.attempt) for fact in order.refunds)
+    for fact in (*order.deadlines, *order.lapses):
+        due = getattr(fact, "due", None)
         keys.add(
             (
                 type_of(fact),
                 fact.what.text,
                 None if fact.subject is None else text(fact.subject),
-                fact.attempt,
+                fact.attempt if due is None else _EPOCH + timedelta(microseconds=due),
             )
         )
+    keys.update(
+        ("promise", text(fact.seller_id), _EPOCH + timedelta(microseconds=fact.time))
+        for fact in order.promises
+    )
     return keys
 
 
