@@ -127,11 +127,6 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         money = explanation["money"]
         taxed = explanation["prices_include_tax"] is not None
         tax_column = {"tax_amount": "tax"} if taxed else {}
-        promised = {
-            name: label
-            for name, label in PROMISED.items()
-            if any(part[name] for part in explanation["suborders"])
-        }
         parts += [
             Text(),
             Text.assemble(
@@ -151,7 +146,9 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         parts += _table(
             "Suborders",
             explanation["suborders"],
-            {"seller_id": "seller", "status": "status", "total_amount": currency} | tax_column | promised,
+            {"seller_id": "seller", "status": "status", "total_amount": currency}
+            | tax_column
+            | _promised(explanation),
             wide,
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
@@ -181,6 +178,12 @@ def _reason(rule: dict[str, Any]) -> str:
         f"{whose}{rule['says']}{f' ({numbers})' if numbers else ''}"
         + (f" [{'fact' if len(facts) == 1 else 'facts'} {shown}]" if facts else "")
     )
+
+
+def _promised(explanation: dict[str, Any]) -> dict[str, str]:
+    """The columns of what was promised, where anything was."""
+    parts = explanation["suborders"]
+    return {name: label for name, label in PROMISED.items() if any(part[name] for part in parts)}
 
 
 def _tax(explanation: dict[str, Any]) -> str:

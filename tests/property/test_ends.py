@@ -67,8 +67,8 @@ def has_ended(order: Order, order_id: bytes) -> bool:
 
 
 def _reply(seller: str) -> dict[str, Any]:
-    made = made_id(f"reservation:{seller}")
-    return {"order_id": ORDER, "seller_id": seller, "reservation_id": made}
+    reservation_id = made_id(f"reservation:{seller}")
+    return {"order_id": ORDER, "seller_id": seller, "reservation_id": reservation_id}
 
 
 def _scan(n: int, seller: str, item: int, status: str) -> Event:

@@ -12,7 +12,7 @@ from aiokafka.structs import TopicPartition
 from audit.reference import Decision, Fact, NaturalKey, RecordId, Refusal, parse, parse_decision
 from contracts import ids
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
-from domain.order import Order, type_of
+from domain.order import Deadline, Lapse, Order, type_of
 from streams.partitioner import partition_of
 from tables import codec
 from tests.simulation.histories import Arrival
@@ -55,8 +55,9 @@ def natural_keys(order: Order) -> set[NaturalKey]:
         keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
     keys.update((type_of(fact), text(fact.refund_id), fact.attempt) for fact in order.refunds)
-    for fact in (*order.deadlines, *order.lapses):
-        due = getattr(fact, "due", None)
+    passed: list[Deadline | Lapse] = [*order.deadlines, *order.lapses]
+    for fact in passed:
+        due = fact.due if isinstance(fact, Lapse) else None
         keys.add(
             (
                 type_of(fact),
