@@ -195,7 +195,9 @@ class ServerUrl(Secret):
             raise ValueError(self._refusal())
         if not _is_query(parts["query"] or ""):
             raise ValueError(self._refusal())
-        self._check_query(parts["scheme"], parse_qsl(parts["query"] or "", keep_blank_values=True))
+        named = parse_qsl(parts["query"] or "", keep_blank_values=True)
+        self._check_query(parts["scheme"], named)
+        self._check_twice(parts.groupdict(default=""), {name for name, _ in named})
         hidden = "***@" if parts["user"] or parts["password"] else ""
         query = "?***" if parts["query"] else ""
         self._shown = f"{parts['scheme']}://{hidden}{parts['hosts']}{parts['path'] or ''}{query}"
@@ -221,6 +223,12 @@ class ServerUrl(Secret):
     @classmethod
     def _check_query(cls, scheme: str, query: list[tuple[str, str]]) -> None:
         """Raise ValueError for a parameter that the client can't use, without repeating what isn't known."""
+
+    @classmethod
+    def _check_twice(cls, parts: Mapping[str, str], named: Collection[str]) -> None:
+        """Raise ValueError for what a part of the URL and a parameter of the query (`named`) say, where the
+        client would take one of them without a word.
+        """
 
 
 class PostgresUrl(ServerUrl):
@@ -311,6 +319,19 @@ class RedisUrl(ServerUrl):
                 raise ValueError(f"{name} is for redis+sentinel://")
             if name == "socket_keepalive" and scheme == "unix":
                 raise ValueError(f"{name} is for TCP; take it out")
+
+    @classmethod
+    def _check_twice(cls, parts: Mapping[str, str], named: Collection[str]) -> None:
+        # Of Sentinels the database stands behind the service's name; a socket's path is a path.
+        folders = 2 if parts["scheme"].endswith("+sentinel") else 1
+        database = "" if parts["scheme"] == "unix" else "".join(parts["path"].split("/")[folders:])
+        for name, before, where in (
+            ("username", parts["user"], "before the @"),
+            ("password", parts["password"], "before the @"),
+            ("db", database, "in the path"),
+        ):
+            if before and name in named:
+                raise ValueError(f"{name} stands {where} and behind the ?; leave one")
 
 
 class _Form(NamedTuple):

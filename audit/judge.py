@@ -25,6 +25,7 @@ from audit.reference import (
     LATE,
     ROOM,
     Candidate,
+    Decision,
     Fact,
     NaturalKey,
     Order,
@@ -412,29 +413,62 @@ class Judge:
                     f"twice {twice}",
                 )
         for decision, amount in zip(reading.decisions, amounts, strict=True):
-            self._judge_decision(held, decision.n, amount)
+            if decision.cause == "grant":
+                self._judge_grant(held, decision)
+            else:
+                self._judge_decision(held, decision.n, amount)
+            self._judge_allocations(held, decision)
         for owed in reading.owed():
             if owed.covered and all(owed in each.owed() for each in held.readings):
                 expected = f"{owed.cause} {owed.cause_id}: {owed.amount} decided"
                 self._findings.at_rest("refunds", order_id, DECISIONS, expected, "undecided")
 
+    def _judge_grant(self, held: Held, decision: Decision) -> None:
+        """A grant is paid once, whole, and pays for no unit."""
+        where = f"{DECISIONS} n {decision.n}"
+        amounts = {reading.grants.get(decision.cause_id) for reading in held.readings}
+        if amounts == {None}:
+            expected = f"refund.granted {decision.cause_id}"
+            self._findings.at_rest("refunds", held.order_id, where, expected, "none")
+        elif decision.amount not in amounts:
+            expected = f"amount {min(filter(None, amounts))}, of the grant"
+            self._findings.broken("refunds", held.order_id, where, expected, decision.amount)
+        before = held.reading.decisions[: decision.n]
+        if any((each.cause, each.cause_id) == ("grant", decision.cause_id) for each in before):
+            expected = f"grant {decision.cause_id} paid once"
+            self._findings.broken("refunds", held.order_id, where, expected, "again")
+        named = [*decision.units, *decision.shipping]
+        if named or decision.tax_amount:
+            actual = named[:5] or f"tax_amount {decision.tax_amount}"
+            self._findings.broken("refunds", held.order_id, where, "no units, no tax: a grant", actual)
+
+    def _judge_allocations(self, held: Held, decision: Decision) -> None:
+        """It goes back to captured payments, each up to what is left of it."""
+        wrong = [reading.misallocated(decision.n) for reading in held.readings]
+        if all(wrong):
+            expected, actual = next(filter(None, wrong))
+            where = f"{DECISIONS} n {decision.n} allocations"
+            self._findings.at_rest("refunds", held.order_id, where, expected, actual)
+
     def _judge_decision(self, held: Held, n: int, amount: int) -> None:
         """What a decision names costs what it says, with as much tax: that depends on the order and the
-        decisions before alone, whatever is known of it since.
+        decisions before alone, whatever is known of it since. It pays less only if it is what was left.
         """
         where = f"{DECISIONS} n {n}"
         costs: set[int | None] = set()
         taxes: set[int | None] = set()
+        fits = False
         for reading in held.readings:
             try:
                 costs.add(reading.pays_for(reading.decisions[n]))
+                fits = fits or reading.may_pay(reading.decisions[n])
                 taxes.add(reading.tax_of(reading.decisions[n]))
             except LookupError as error:
                 self._findings.broken(
                     "refunds", held.order_id, where, "units and lines of the order", f"{error}"
                 )
                 return
-        if None not in costs and amount not in costs:
+        if not fits:
             self._findings.broken(
                 "refunds",
                 held.order_id,

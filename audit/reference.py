@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
 from audit.promises import BY, DELIVER, FIELDS, SHIP, UNSHIPPED, Late, Promises, subject_of
+from audit.refunds import Allocation, LeftOver, allocate, misallocated
 from audit.topics import BULK, INPUT
 
 NaturalKey = tuple[Hashable, ...]
@@ -91,7 +92,7 @@ class Fact(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A refund.decided record. `amount` and `tax_amount` in minor units, None: it says nothing of tax;
-    `time` its event's.
+    `time` its event's. `allocations`: the payments that it goes back to, None: it doesn't say.
     """
 
     order_id: str
@@ -103,6 +104,7 @@ class Decision:
     shipping: tuple[str, ...]
     tax_amount: int | None = None
     time: datetime | None = field(default=None, compare=False)
+    allocations: tuple[Allocation, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class Room:
         """Bytes of the facts of one event type that one order takes in, as `size` counts them."""
         if type_ == "promise.updated":
             return self.batch // 192
+        if type_ == "refund.granted":
+            return self.batch // 96
         share = {"shipment.updated": 2, "deadline.passed": 2, "refund.decided": 11}.get(type_, 1)
         return share * self.batch // 24
 
@@ -218,10 +222,17 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | R
             raise Refused("type_unknown", type_[:100])
         time = _happened(envelope)
         if type_ == "refund.decided":
-            decided = _fields(envelope.data(), _DECISION_FIELDS, {"tax_amount": _whole(0)})
+            optional = {"tax_amount": _whole(0), "allocations": _decided_allocations}
+            decided = _fields(envelope.data(), _DECISION_FIELDS, optional)
             for name in ("amount", "tax_amount"):
                 if decided.get(name, 0) >= 1 << 64:
                     raise Refused("field_malformed", name)
+            parts = decided.get("allocations")
+            if parts is not None and (
+                sum(part for _, part in parts) != decided["amount"]
+                or len({payment for payment, _ in parts}) < len(parts)
+            ):
+                raise Refused("field_malformed", "allocations")
             return Decision(**decided, time=time)
         content = _fields(envelope.data(), *_DEADLINE_FIELDS)
         needed = (_WHOSE[content["deadline"]], "due" if content["deadline"] in BY else None)
@@ -250,6 +261,13 @@ def _decided_units(value: Any, path: str) -> tuple[tuple[str, int], ...]:
         raise Refused("field_malformed", path)
     number = _whole(FIRST_UNIT, FIRST_UNIT + MOST_QUANTITY - 1)
     return tuple((_uuid(item, path), number(unit, path)) for item, unit in value)
+
+
+def _decided_allocations(value: Any, path: str) -> tuple[Allocation, ...]:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise Refused("field_malformed", path)
+    amount = _whole(1, (1 << 64) - 1)
+    return tuple((_uuid(payment, path), amount(part, path)) for payment, part in value)
 
 
 def _decided_lines(value: Any, path: str) -> tuple[str, ...]:
@@ -654,7 +672,7 @@ _DECISION_FIELDS: Final[dict[str, Reader]] = {
     "order_id": _uuid,
     "n": _whole(0),
     "amount": _whole(1),
-    "cause": _one_of("return", "stock", "closed"),
+    "cause": _one_of("return", "stock", "closed", "grant"),
     "cause_id": _uuid,
     "units": _decided_units,
     "shipping": _decided_lines,
@@ -736,6 +754,10 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     ),
     "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, _REPLIED),
     "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, _REPLIED),
+    "refund.granted": (
+        {"order_id": _uuid, "grant_id": _uuid, "amount": _text, "currency": _text, "reason": _text},
+        {"seller_id": _uuid, "item_id": _uuid},
+    ),
 }
 """Type -> its required and its optional fields, with the form of each: what can be said
 of it without the others.
@@ -752,7 +774,7 @@ def _fact(type_: str, time: datetime, data: Any) -> Fact:
         raise Refused("currency_unknown", "currency")
     if type_ in ("order.created", "checkout.completed"):
         content = _created(content)
-    elif type_ == "order.paid":
+    elif type_ in ("order.paid", "refund.granted"):
         content["amount"] = _money(content["amount"], content["currency"], "amount")
         if content["amount"] == 0:
             raise Refused("field_malformed", "amount")
@@ -878,6 +900,8 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
         return ("scan", content["shipment_id"], content["status"], time)
     if type_ == "order.returned":
         return ("return", content["return_id"], content["status"])
+    if type_ == "refund.granted":
+        return (type_, content["grant_id"])
     return (type_, content["refund_id"], content["attempt"])
 
 
@@ -893,12 +917,15 @@ def size(fact: Fact) -> int:
 
 
 def _size_of_decision(decision: Decision) -> int:
-    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping, 8 for its tax."""
+    """64 bytes, 24 for each run of units of one line, 24 for each line's shipping, 8 for its tax, 24 for
+    each payment that it goes back to.
+    """
     units = decision.units
     runs = sum(
         1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1)
     )
-    return 80 + 24 * (runs + len(decision.shipping)) + (0 if decision.tax_amount is None else 8)
+    entries = runs + len(decision.shipping) + len(decision.allocations or ())
+    return 64 + 24 * entries + (0 if decision.tax_amount is None else 8)
 
 
 # -- one order -----------------------------------------------------------------------------------------------
@@ -1123,7 +1150,9 @@ class Suborder(NamedTuple):
 
 
 class Owed(NamedTuple):
-    """A refund that is due. `covered`: the captured money, less what was decided, is enough."""
+    """A refund that is due. `covered`: the captured money, less what was decided, is enough. `amount` is less
+    than what it names costs where it is what is left (audit.refunds).
+    """
 
     amount: int
     cause: str
@@ -1230,7 +1259,7 @@ class Reading:
         if self.created is None:
             return None
         content = fact.content
-        if fact.type == "order.paid" and content["currency"] != self.currency:
+        if fact.type in ("order.paid", "refund.granted") and content["currency"] != self.currency:
             return Refusal("order_currency", "currency")
         if fact.type == "order.returned":
             return None if content["item_id"] in self.items else Refusal("order_item", "item_id")
@@ -1239,6 +1268,11 @@ class Reading:
         seller = content.get("seller_id")
         if seller is not None and seller not in self.sellers:
             return Refusal("order_seller", "seller_id")
+        if fact.type == "refund.granted" and "item_id" in content:
+            if content["item_id"] not in self.items:
+                return Refusal("order_item", "item_id")
+            if seller is not None and self.items[content["item_id"]]["seller_id"] != seller:
+                return Refusal("order_seller", "item_id")
         for number, item in enumerate(content.get("items", ())):
             if item["item_id"] not in self.items:
                 return Refusal("order_item", f"items[{number}].item_id")
@@ -1507,11 +1541,69 @@ class Reading:
         """Minor units of all decisions."""
         return sum(decision.amount for decision in self.decisions)
 
+    @functools.cached_property
+    def grants(self) -> dict[str, int]:
+        """grant_id -> its amount, by (time, grant_id)."""
+        facts = sorted(self._of("refund.granted"), key=lambda fact: (fact.time, fact.content["grant_id"]))
+        return {fact.content["grant_id"]: fact.content["amount"] for fact in facts}
+
+    @functools.cached_property
+    def payments(self) -> dict[str, int]:
+        """payment_id -> what it captured, by (time, payment_id)."""
+        facts = sorted(self._of("order.paid"), key=lambda fact: (fact.time, fact.content["payment_id"]))
+        return {fact.content["payment_id"]: fact.content["amount"] for fact in facts}
+
+    def allocate(self, amount: int) -> tuple[Allocation, ...]:
+        """Which payments the next decision, of this amount, goes back to."""
+        taken, untied = self._taken_before(len(self.decisions))
+        return allocate(amount, list(self.payments.items()), taken, untied)
+
+    def misallocated(self, n: int) -> tuple[str, str] | None:
+        """What is wrong about a decision's allocations in any order of arrival, as (expected, actual)."""
+        decision = self.decisions[n]
+        if decision.allocations is None:
+            return None
+        taken, untied = self._taken_before(n)
+        return misallocated(decision.amount, decision.allocations, self.payments, taken, untied)
+
+    def _taken_before(self, n: int) -> tuple[dict[str, int], int]:
+        """payment_id -> what the first n decisions took of it, and what those without allocations pay."""
+        taken: dict[str, int] = {}
+        untied = 0
+        for decision in self.decisions[:n]:
+            if decision.allocations is None:
+                untied += decision.amount
+            for payment_id, part in decision.allocations or ():
+                taken[payment_id] = taken.get(payment_id, 0) + part
+        return taken, untied
+
+    def _goodwill_before(self, n: int) -> int:
+        """Minor units of grants among the first n decisions."""
+        return sum(decision.amount for decision in self.decisions[:n] if decision.cause == "grant")
+
+    @property
+    def _money_left(self) -> LeftOver:
+        goodwill = self._goodwill_before(len(self.decisions))
+        return LeftOver(self.captured, self.known["total_amount"], self.refunded, goodwill)
+
+    def may_pay(self, decision: Decision) -> bool:
+        """Whether a decision's amount may be what it names costs, or what was left of the captured money.
+
+        Raises LookupError as pays_for does.
+        """
+        cost = self.pays_for(decision)
+        if cost is None or decision.cause == "grant":
+            return cost in (None, decision.amount)
+        refunded = sum(each.amount for each in self.decisions[: decision.n])
+        goodwill = self._goodwill_before(decision.n)
+        return LeftOver.may_pay(decision.amount, cost, self.known["total_amount"], refunded, goodwill)
+
     def owed(self) -> list[Owed]:
         """Refunds due and not decided, each looked at by itself; one that captured money
         doesn't cover is not `covered`.
         """
-        remaining = self.captured - self.refunded
+        money = self._money_left
+        remaining = money.captured - money.refunded
         if not any(line.live_count for line in self.lines):
             return [Owed(remaining, "closed", self.order_id, (), (), True)] if remaining > 0 else []
         paid_units = {unit for decision in self.decisions for unit in decision.units}
@@ -1535,13 +1627,10 @@ class Reading:
             units = list(units)
             amount = sum(unit.cost for _, unit in units) + sum(line.shipping_cost for line in shipping)
             numbers = tuple((item_id, unit.number) for item_id, unit in units)
+            ships = tuple(line.item_id for line in shipping)
+            payable = money.payable(amount)
             return Owed(
-                amount,
-                cause,
-                cause_id,
-                numbers,
-                tuple(line.item_id for line in shipping),
-                remaining >= amount,
+                amount if payable is None else payable, cause, cause_id, numbers, ships, payable is not None
             )
 
         result = []
@@ -1565,6 +1654,10 @@ class Reading:
                         [line for line in own if not line.live_count and line.item_id not in paid_shipping],
                     )
                 )
+        granted = {decision.cause_id for decision in self.decisions if decision.cause == "grant"}
+        for grant_id, amount in self.grants.items():
+            if grant_id not in granted:
+                result.append(Owed(amount, "grant", grant_id, (), (), remaining >= amount))
         return [owed for owed in result if owed.amount > 0]
 
     # .. anomalies
@@ -1787,7 +1880,7 @@ class Reading:
 
     def _asked(self, decision: Decision) -> dict[str, Any]:
         """What refund.request tells of a decision beside its id."""
-        return {
+        asked = {
             "order_id": self.order_id,
             "amount": money_text(decision.amount, self.currency),
             "currency": self.currency,
@@ -1795,6 +1888,45 @@ class Reading:
             "cause_id": decision.cause_id,
             **self._tax(decision.tax_amount or 0),
         }
+        if decision.allocations is None:  # what it asked for stays as it was
+            return asked
+        with contextlib.suppress(LookupError):  # of what it names the order may have nothing
+            asked |= self._paid_for(decision)
+        allocations = [
+            {"payment_id": payment_id, "amount": money_text(part, self.currency)}
+            for payment_id, part in decision.allocations
+        ]
+        return {**asked, "allocations": allocations}
+
+    def _paid_for(self, decision: Decision) -> dict[str, Any]:
+        """The lines and the shipping that a decision names, as refund.request tells them. Raises LookupError
+        as pays_for does.
+        """
+        lines = {line.item_id: line for line in self.lines}
+        named: dict[str, list[Unit]] = {}
+        for item_id, number in decision.units:
+            place = self._place(lines[item_id], number)
+            named.setdefault(item_id, []).append(lines[item_id].unit(place))
+        shipping = sum(lines[item_id].shipping_cost for item_id in decision.shipping)
+        return {
+            "lines": [
+                {
+                    "item_id": item_id,
+                    "quantity": len(units),
+                    "amount": money_text(sum(unit.cost for unit in units), self.currency),
+                    **self._tax(sum(unit.tax for unit in units)),
+                }
+                for item_id, units in named.items()
+            ],
+            "shipping_amount": money_text(shipping, self.currency),
+        }
+
+    @staticmethod
+    def _place(line: Line, number: int) -> int:
+        """Where a unit of refund.decided stands in its line. Raises LookupError if the line has none such."""
+        if not 0 <= number - FIRST_UNIT < line.quantity:
+            raise LookupError(f"unit {number} of {line.item_id}")
+        return number - FIRST_UNIT
 
     def _tax(self, amount: int, name: str = "tax_amount") -> dict[str, str]:
         """The field that tells a tax; of an order that has none nothing has to."""
@@ -1957,11 +2089,14 @@ class Reading:
         return [scan for scan in self._of("shipment.updated") if RANKS[scan.content["status"]] >= IN_TRANSIT]
 
     def pays_for(self, decision: Decision) -> int | None:
-        """Minor units that the units and shipping named by a decision cost; None for cause
-        closed, which names none.
+        """Minor units that the units and shipping named by a decision cost, or the amount of its grant; None
+        for cause closed, which names none.
 
-        Raises LookupError for an item that the order doesn't have or a unit that its line doesn't have.
+        Raises LookupError for an item or a grant that the order doesn't have, or a unit that its line doesn't
+        have.
         """
+        if decision.cause == "grant":
+            return self.grants[decision.cause_id]
         return None if decision.cause == "closed" else self._named_by(decision)[0]
 
     def tax_of(self, decision: Decision) -> int:
@@ -1980,9 +2115,8 @@ class Reading:
         cost = sum(lines[item_id].shipping_cost for item_id in decision.shipping)
         tax = sum(lines[item_id].shipping_tax for item_id in decision.shipping)
         for item_id, number in decision.units:
-            line, place = lines[item_id], number - FIRST_UNIT
-            if not 0 <= place < line.quantity:
-                raise LookupError(f"unit {number} of {item_id}")
+            line = lines[item_id]
+            place = self._place(line, number)
             cost += line.cost(place + 1) - line.cost(place)
             tax += line.tax_of(place + 1) - line.tax_of(place)
         return cost, tax

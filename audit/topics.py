@@ -27,6 +27,7 @@ INPUT: Final = (
     "order.returned",
     "refund.completed",
     "refund.failed",
+    "refund.granted",
 )
 """Events of other services, in the order of an order's life."""
 

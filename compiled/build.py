@@ -23,6 +23,7 @@ MODULES: Final = (
     "contracts/money.py",
     "contracts/strict_json.py",
     "contracts/times.py",
+    "domain/allocations.py",
     "domain/deadlines.py",
     "domain/effects.py",
     "domain/events.py",

@@ -212,9 +212,24 @@ class RefundFailed(RefundCompleted, gc=False):
     """The payment service couldn't pay a refund."""
 
 
+class RefundGranted(Struct, gc=False):
+    """Customer service granted a refund as goodwill. It pays for no unit.
+    amount above 0; seller_id and item_id say what it is about.
+    """
+
+    order_id: UUID
+    grant_id: UUID
+    amount: Money
+    currency: Currency
+    reason: Text
+    seller_id: UUID | UnsetType = UNSET
+    item_id: UUID | UnsetType = UNSET
+
+
 class RefundDecided(Struct, gc=False):
     """Internal (orders.decisions): the n-th refund of an order, fixed for ever.
     amount in minor units, and the tax in it, if the order has any; units are [item_id, unit number].
+    allocations are [payment_id, minor units] and add up to amount; decisions of earlier versions have none.
     """
 
     order_id: UUID
@@ -225,6 +240,7 @@ class RefundDecided(Struct, gc=False):
     units: list[tuple[UUID, UnitNumber]]
     shipping: list[UUID]
     tax_amount: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    allocations: list[tuple[UUID, Annotated[int, Meta(ge=1)]]] | UnsetType = UNSET
 
 
 class DeadlinePassed(Struct, gc=False):
@@ -330,6 +346,8 @@ _MOST_SCANS: Final = 2 << 20
 _MOST_PROMISES: Final = 1 << 17
 """Some 1,600: each may come to three deadlines."""
 _MOST_DECISIONS: Final = 11 << 20
+_MOST_GRANTS: Final = 1 << 18
+"""Some 3,000: each may become a decision, too."""
 
 INPUT: Final[tuple[EventSpec, ...]] = (
     EventSpec("checkout.completed", CheckoutCompleted, "checkout", "the order that it becomes"),
@@ -382,6 +400,7 @@ INPUT: Final[tuple[EventSpec, ...]] = (
         "refund.completed", RefundCompleted, "payment service", "refund_id and attempt", "refunds", _MOST
     ),
     EventSpec("refund.failed", RefundFailed, "payment service", "refund_id and attempt", "refunds", _MOST),
+    EventSpec("refund.granted", RefundGranted, "customer service", "grant_id", "grants", _MOST_GRANTS),
 )
 """Events of other services, in the order of an order's life."""
 

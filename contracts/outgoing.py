@@ -166,8 +166,26 @@ class ShippingLabelCreate(Struct, gc=False):
     items: list[LabelItem]
 
 
+class RefundLine(Struct, gc=False):
+    """Units of a line that a refund pays for: what they cost, with their tax where it is on top."""
+
+    item_id: str
+    quantity: int
+    amount: str
+    tax_amount: str | UnsetType = UNSET
+
+
+class RefundAllocation(Struct, gc=False):
+    """What of a refund goes back to a captured payment."""
+
+    payment_id: str
+    amount: str
+
+
 class RefundRequest(Struct, gc=False):
     """Command to the payment service: pay back. Fixed by the decision that it follows.
+    lines and shipping_amount say what it pays for, whole, also where less than that is left to be refunded;
+    allocations add up to amount. Requests of decisions of earlier versions have none of the three.
     attempt: how often it is asked for after failures, with this one; absent: 1.
     """
 
@@ -178,6 +196,9 @@ class RefundRequest(Struct, gc=False):
     cause: RefundCauseText
     cause_id: str
     tax_amount: str | UnsetType = UNSET
+    lines: list[RefundLine] | UnsetType = UNSET
+    shipping_amount: str | UnsetType = UNSET
+    allocations: list[RefundAllocation] | UnsetType = UNSET
     attempt: int | UnsetType = UNSET
 
 

@@ -10,7 +10,7 @@ OrderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "retur
 SuborderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
 ParcelStatusText = Literal["pending", "in_transit", "delivered", "returned"]
 ReturnStatusText = Literal["requested", "processed", "rejected"]
-RefundCauseText = Literal["return", "stock", "closed"]
+RefundCauseText = Literal["return", "stock", "closed", "grant"]
 """Why a refund is owed."""
 DeadlineText = Literal[
     "payment",

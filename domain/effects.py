@@ -6,7 +6,7 @@ can tell; `ce_id` is uuid5 over the type and that id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import msgspec
@@ -21,6 +21,8 @@ from contracts.outgoing import (
     LabelItem,
     OrderStatusChanged,
     PaymentInitiate,
+    RefundAllocation,
+    RefundLine,
     RefundRequest,
     ShippingLabelCreate,
     StatusCause,
@@ -57,9 +59,10 @@ from domain.tax import is_taxed
 class Writer:
     """Builds the effects of one order while it takes in one event."""
 
-    __slots__ = ("digits", "effects", "order_id", "order_text")
+    __slots__ = ("_lines", "digits", "effects", "order_id", "order_text")
 
     def __init__(self, order_id: bytes, currency: str) -> None:
+        self._lines: dict[bytes, Line] = {}
         self.order_id = order_id
         self.order_text = ids.text(order_id)
         self.digits = money.DIGITS[currency]
@@ -204,17 +207,22 @@ class Writer:
     def refund_id(self, decision: RefundDecision) -> bytes:
         return ids.uuid5(self.order_id, f"refund:{decision.n}")
 
-    def refund_request(self, decision: RefundDecision, currency: str, attempt: int = 1) -> None:
+    def refund_request(self, decision: RefundDecision, created: Created, attempt: int = 1) -> None:
         data = RefundRequest(
             self.id(f"refund:{decision.n}"),
             self.order_text,
             money.text(decision.amount, self.digits),
-            currency,
+            created.currency,
             decision.cause.text,
             ids.text(decision.cause_id),
             UNSET if decision.tax is None else money.text(decision.tax, self.digits),
-            UNSET if attempt == 1 else attempt,
         )
+        if attempt != 1:
+            data.attempt = attempt
+        if decision.allocations is not None:
+            if not self._lines:
+                self._lines = {line.item_id: line for line in fresh_lines(created)}
+            _tell_what_it_pays(data, decision, self._lines, self.digits)
         again = "" if attempt == 1 else f":{attempt}"
         self._publish("refund.request", data.refund_id + again, data)
 
@@ -229,6 +237,9 @@ class Writer:
             [(item_id, number) for item_id, first, count in spans for number in range(first, first + count)],
             [ids.uuid(item_id) for item_id in decision.shipping],
             UNSET if decision.tax is None else decision.tax,
+            UNSET
+            if decision.allocations is None
+            else [(ids.uuid(payment_id), amount) for payment_id, amount in decision.allocations],
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
@@ -259,6 +270,38 @@ def _tell_taxes(items: list[SuborderItem], lines: list[Line], digits: int) -> No
         goods, shipping = amounts[item.item_id]
         item.tax_amount = money.text(goods, digits)
         item.shipping_tax_amount = money.text(shipping, digits)
+
+
+def _tell_what_it_pays(
+    data: RefundRequest, decision: RefundDecision, lines: Mapping[bytes, Line], digits: int
+) -> None:
+    """What a refund pays for, by item, and which payments it goes back to. Units and lines that the order
+    doesn't have, in a decision that isn't ours, are left out.
+    """
+    paid: dict[bytes, tuple[int, int, int]] = {}
+    for item_id, first, count in decision.units:
+        line = lines.get(item_id)
+        if line is not None:
+            end = min(first + count, line.quantity)
+            if first < end:
+                units, cost, tax = paid.get(item_id, (0, 0, 0))
+                units += end - first
+                paid[item_id] = units, cost + line.cost_of(first, end), tax + line.tax_of(first, end)
+    data.lines = [
+        RefundLine(
+            ids.text(item_id),
+            units,
+            money.text(cost, digits),
+            UNSET if decision.tax is None else money.text(tax, digits),
+        )
+        for item_id, (units, cost, tax) in paid.items()
+    ]
+    shipping = sum(lines[item_id].postage for item_id in decision.shipping if item_id in lines)
+    data.shipping_amount = money.text(shipping, digits)
+    data.allocations = [
+        RefundAllocation(ids.text(payment_id), money.text(amount, digits))
+        for payment_id, amount in decision.allocations or ()
+    ]
 
 
 def _stock_commit(

@@ -103,6 +103,8 @@ class RefundCause(Numbered):
     """Units of a seller are gone."""
     CLOSED = 2
     """No unit of the order is live."""
+    GRANT = 3
+    """Goodwill was granted; it pays for no unit."""
 
 
 class DeadlineKind(Numbered):

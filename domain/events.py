@@ -32,6 +32,7 @@ from contracts.incoming import (
     PromiseUpdated,
     RefundCompleted,
     RefundDecided,
+    RefundGranted,
     ShipmentUpdated,
     StockRejected,
     StockReserved,
@@ -53,6 +54,7 @@ from domain.order import (
     Created,
     Deadline,
     Fact,
+    Grant,
     Item,
     Lapse,
     Payment,
@@ -282,11 +284,33 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
     return build
 
 
+def _granted(data: RefundGranted, time: int) -> Fact:
+    amount = money.parse_field(data.amount, _digits(data.currency), "$.amount")
+    if amount == 0:
+        raise Refused(errors.FIELD_MALFORMED, "$.amount: must be above 0")
+    return Grant(
+        time,
+        data.grant_id.bytes,
+        amount,
+        data.currency,
+        data.reason,
+        None if data.seller_id is UNSET else data.seller_id.bytes,
+        None if data.item_id is UNSET else data.item_id.bytes,
+    )
+
+
 def _decided(data: RefundDecided, time: int) -> Fact:
     if data.amount > MOST_REFUND:
         raise Refused(errors.FIELD_MALFORMED, f"$.amount: above {MOST_REFUND}")
     if data.tax_amount is not UNSET and data.tax_amount > MOST_REFUND:
         raise Refused(errors.FIELD_MALFORMED, f"$.tax_amount: above {MOST_REFUND}")
+    allocations = None
+    if data.allocations is not UNSET:
+        allocations = [(payment.bytes, amount) for payment, amount in data.allocations]
+        if sum(amount for _, amount in allocations) != data.amount:
+            raise Refused(errors.FIELD_MALFORMED, "$.allocations: don't add up to amount")
+        if len({payment for payment, _ in allocations}) < len(allocations):
+            raise Refused(errors.FIELD_MALFORMED, "$.allocations: a payment_id stands twice")
     units: list[tuple[bytes, int, int]] = []
     for item, number in data.units:
         if units and units[-1][0] == item.bytes and units[-1][1] + units[-1][2] == number:
@@ -302,6 +326,7 @@ def _decided(data: RefundDecided, time: int) -> Fact:
         units,
         [item.bytes for item in data.shipping],
         tax=None if data.tax_amount is UNSET else data.tax_amount,
+        allocations=allocations,
     )
 
 
@@ -342,6 +367,7 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "order.returned": _returned,
     "refund.completed": _refund(False),
     "refund.failed": _refund(True),
+    "refund.granted": _granted,
     "refund.decided": _decided,
     "deadline.passed": _passed,
 }
@@ -427,7 +453,7 @@ def to_event_data(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
     UTC, absent fields left out.
     """
     fields: dict[str, Any] = {"order_id": ids.text(order_id)}
-    digits = money.DIGITS[fact.currency] if isinstance(fact, Payment) else 0
+    digits = money.DIGITS[fact.currency] if isinstance(fact, (Payment, Grant)) else 0
     for name in fact.__struct_fields__:
         value = getattr(fact, name)
         if value is None or name in ("time", "refused", "type", "failed", "appended"):

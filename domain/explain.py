@@ -135,6 +135,9 @@ def _refund(order_id: bytes, decision: RefundDecision, amount: Amount) -> Json:
         "cause_id": ids.text(decision.cause_id),
         "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
         "shipping": [ids.text(item_id) for item_id in decision.shipping],
+        "allocations": None
+        if decision.allocations is None
+        else [[ids.text(payment_id), amount(part)] for payment_id, part in decision.allocations],
     }
 
 

@@ -17,6 +17,7 @@ from domain.order import (
     Created,
     Deadline,
     Fact,
+    Grant,
     Lapse,
     Order,
     Payment,
@@ -60,6 +61,7 @@ _OWED: Final = {
     RefundCause.RETURN: "for return {}",
     RefundCause.STOCK: "for units of seller {} that are gone",
     RefundCause.CLOSED: "because no unit is live",
+    RefundCause.GRANT: "for grant {}",
 }
 
 
@@ -215,6 +217,14 @@ def describe(fact: SimpleFact) -> str:
         case Lapse():
             which = fact.attempt if fact.due is None else times.text(fact.due)
             return _LAPSED[fact.what].format(ids.text(fact.subject), which)
+        case Grant():
+            about = "" if fact.seller_id is None else f" about seller {ids.text(fact.seller_id)}"
+            if fact.item_id is not None:
+                about += f" about item {ids.text(fact.item_id)}"
+            return (
+                f"{money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency} of goodwill"
+                f"{about} was granted, grant {ids.text(fact.grant_id)}"
+            )
         case Deadline():
             whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
             return (

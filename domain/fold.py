@@ -25,6 +25,7 @@ from domain.order import (
     Cancellation,
     Created,
     Deadline,
+    Grant,
     Item,
     Lapse,
     Order,
@@ -198,10 +199,10 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
     """Why a well-formed fact can't belong to this order: another currency, or an item or
     seller that it doesn't have.
     """
-    if type(fact) is Payment:
-        if fact.currency != created.currency:
-            return errors.ORDER_CURRENCY, "$.currency: not the order's"
-        return None
+    if isinstance(fact, (Payment, Grant)) and fact.currency != created.currency:
+        return errors.ORDER_CURRENCY, "$.currency: not the order's"
+    if type(fact) is Grant:
+        return _refusal_of_grant(created, fact)
     if type(fact) is ReturnStage:
         for item in created.items:
             if item.item_id == fact.item_id:
@@ -224,6 +225,21 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
                     return errors.ORDER_ITEM, f"$.items[{i}].item_id: not an item of the order"
                 if owner != seller_id:
                     return errors.ORDER_SELLER, f"$.items[{i}].item_id: an item of another seller"
+    return None
+
+
+def _refusal_of_grant(created: Created, grant: Grant) -> tuple[str, str] | None:
+    """Why a grant names a seller or an item that isn't the order's."""
+    sellers = {item.seller_id for item in created.items}
+    if grant.seller_id is not None and grant.seller_id not in sellers:
+        return errors.ORDER_SELLER, "$.seller_id: not a seller of the order"
+    if grant.item_id is None:
+        return None
+    owners = {item.seller_id for item in created.items if item.item_id == grant.item_id}
+    if not owners:
+        return errors.ORDER_ITEM, "$.item_id: not an item of the order"
+    if grant.seller_id is not None and grant.seller_id not in owners:
+        return errors.ORDER_SELLER, "$.item_id: an item of another seller"
     return None
 
 
@@ -278,7 +294,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
     for decision in order.decisions:
-        writer.refund_request(decision, created.currency)
+        writer.refund_request(decision, created)
     for lapse in order.lapses:
         _answer_lapse(order, created, now, writer, lapse)
     _publish_changes(order, created, now, writer, event, totals)
@@ -303,10 +319,10 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     if created is None:
         return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
-    writer.refund_request(decision, created.currency)
+    writer.refund_request(decision, created)
     for lapse in order.lapses:
         if lapse.what is DeadlineKind.REFUND_RETRY and lapse.subject == writer.refund_id(decision):
-            writer.refund_request(decision, created.currency, lapse.attempt + 1)
+            writer.refund_request(decision, created, lapse.attempt + 1)
     _propose_refund(order, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -357,7 +373,7 @@ def _answer_deadline(
     elif deadline.what is DeadlineKind.REFUND:
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
-                writer.refund_request(decision, created.currency)
+                writer.refund_request(decision, created)
 
 
 def _answer_lapse(order: Order, created: Created, now: OrderView, writer: Writer, lapse: Lapse) -> None:
@@ -365,7 +381,7 @@ def _answer_lapse(order: Order, created: Created, now: OrderView, writer: Writer
     if lapse.what is DeadlineKind.REFUND_RETRY:
         for decision in order.decisions:
             if writer.refund_id(decision) == lapse.subject:
-                writer.refund_request(decision, created.currency, lapse.attempt + 1)
+                writer.refund_request(decision, created, lapse.attempt + 1)
     elif lapse.what is not DeadlineKind.RETURN:
         promises = Promises(order)
         for suborder in now.suborders:
@@ -460,7 +476,7 @@ def _publish_changes(
     if now.status != order.status:
         writer.status_changed(created, order.status, now.status, event, version)
         order.status = now.status
-    if now.captured > now.decided:
+    if now.free > 0:
         _propose_refund(order, now, writer, event, totals)
 
 

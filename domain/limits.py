@@ -32,6 +32,8 @@ HEADER_BYTES: Final = 10
 
 FACT_BYTES: Final = 80
 """What a fact counts beside its texts and lists: about what its ids and times take."""
+DECISION_BYTES: Final = 64
+"""The same for a refund decision."""
 ITEM_BYTES: Final = 24
 """What one entry of a fact's `items` counts."""
 TAX_BYTES: Final = 8
@@ -46,7 +48,7 @@ in: some 8,000 to 26,000. Of MESSAGE_BYTES.
 
 LARGEST_FACT: Final = FACT_BYTES + 3 * 4_000 + 1_000 * ITEM_BYTES
 """What one fact counts at most."""
-_LARGEST: Final = {"promise.updated": FACT_BYTES}
+_LARGEST: Final = {"refund.granted": FACT_BYTES + 4_000, "promise.updated": FACT_BYTES}
 """Event type -> the same, where an order takes in less of it than of any other."""
 
 CREATED_ITEM_BYTES: Final = 3_200
@@ -135,11 +137,13 @@ def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[
 
 
 def size_of(fact: SimpleFact | RefundDecision) -> int:
-    """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items (of a
-    decision's units, shipping), TAX_BYTES for its tax.
+    """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items. A
+    decision: DECISION_BYTES, ITEM_BYTES for each entry of units, shipping and allocations, TAX_BYTES for its
+    tax.
     """
     if type(fact) is RefundDecision:
-        size = FACT_BYTES + ITEM_BYTES * (len(fact.units) + len(fact.shipping))
+        entries = len(fact.units) + len(fact.shipping) + len(fact.allocations or ())
+        size = DECISION_BYTES + ITEM_BYTES * entries
         return size if fact.tax is None else size + TAX_BYTES
     size = FACT_BYTES
     for name in _TEXTS[type(fact)]:

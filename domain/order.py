@@ -44,6 +44,8 @@ Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
 Taxes = list[tuple[str, Amount]]
 """[(code, amount)], as sent: of a whole line, or of its shipping."""
+Allocations = list[tuple[Id, int]]
+"""[(payment_id, amount)]: which payments a refund goes back to."""
 
 
 FORMAT: Final = 2
@@ -219,6 +221,22 @@ class Promise(Stored):
         return (self.seller_id, self.time)
 
 
+class Grant(Stored):
+    """refund.granted: goodwill. Natural key: grant_id."""
+
+    time: Micros
+    grant_id: Id
+    amount: Amount
+    currency: str
+    reason: str
+    seller_id: Id | None = None
+    item_id: Id | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.grant_id,)
+
+
 class RefundDecision(Stored):
     """refund.decided, our own fact: the n-th decision, what it pays for.
     n is its place in Order.decisions.
@@ -236,6 +254,8 @@ class RefundDecision(Stored):
     """The broker's time of its record, ms: from here on its confirmation is waited for."""
     tax: int | None = None
     """The tax in `amount`. None: the order has none."""
+    allocations: Allocations | None = None
+    """They add up to `amount`. None: of an earlier version."""
 
 
 class Deadline(Stored):
@@ -290,6 +310,7 @@ SimpleFact = (
     | ReturnStage
     | RefundReply
     | Deadline
+    | Grant
     | Promise
     | Lapse
 )
@@ -318,6 +339,8 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
             return "deadline.passed"
         case Promise():
             return "promise.updated"
+        case Grant():
+            return "refund.granted"
         case RefundDecision():
             return "refund.decided"
 
@@ -395,6 +418,7 @@ class Order(Stored):
     """
     format: Annotated[int, Meta(ge=2, le=FORMAT)] = FORMAT
     """Of the version that writes it. A later format keeps the places of this, of `due` and of `version`."""
+    grants: list[Grant] = []
     promises: list[Promise] = []
     lapses: list[Lapse] = []
     left: list[Moment] = []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from domain.allocations import allocate
 from domain.enums import RefundCause, ReturnStatus
 from domain.order import Order, RefundDecision
 from domain.status import Line, OrderView, Suborder
@@ -39,33 +40,71 @@ class Owed(NamedTuple):
 def next_refund(
     order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals | None = None
 ) -> RefundDecision | None:
-    """The next decision: the first refund that captured money covers whole, or a piece of
-    it; None if there is none.
+    """The next decision: the first refund that captured money covers, or a piece of it; None if there is
+    none.
 
     `time` is that of the fact that made it due. `totals`: those of the order, if they are at hand.
     """
-    free = now.captured - now.decided
-    if free <= 0:
+    if now.free <= 0:
         return None
-    n = len(order.decisions)
-    taxed = order.created is not None and is_taxed(order.created)
+    if totals is None:
+        totals = RunningTotals(order)
+    refunded = totals.refunded_units()
     if not now.live:
-        tax = None
-        if taxed:
-            tax = _tax_of_closed(now, free, RunningTotals(order) if totals is None else totals)
-        return RefundDecision(time, n, free, RefundCause.CLOSED, order_id, [], [], tax=tax)
-    for refund in _refunds_owed(order, now, totals):
-        if refund.amount <= free:
-            units = refund.units if refund.cause is RefundCause.RETURN else _piece(refund.units)
-            amount = (
-                refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
-            )
-            spans = [(line.item_id, start, end - start) for line, start, end in units]
-            tax = _tax_of(now, units, refund.shipping) if taxed else None
-            return RefundDecision(
-                time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping, tax=tax
-            )
-    return None
+        decision = _of_closed(order, now, order_id, time, totals)
+    else:
+        for refund in _refunds_owed(order, now, totals):
+            if _is_covered(refund, now, refunded):
+                decision = _of_owed(order, now, refund, time)
+                break
+        else:
+            return None
+    # What has left without saying from which payment: decisions of earlier versions.
+    rest = now.captured - now.free - sum(refunded.allocated.values())
+    decision.allocations = allocate(order.payments, refunded.allocated, rest, decision.amount)
+    return decision
+
+
+def _of_closed(
+    order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals
+) -> RefundDecision:
+    """All that is left, of an order without a live unit."""
+    assert order.created is not None
+    tax = _tax_of_closed(now, now.free, totals) if is_taxed(order.created) else None
+    return RefundDecision(time, len(order.decisions), now.free, RefundCause.CLOSED, order_id, [], [], tax=tax)
+
+
+def _of_owed(order: Order, now: OrderView, refund: Owed, time: int) -> RefundDecision:
+    """The decision about a refund, or about a piece of it: at most what is left."""
+    assert order.created is not None
+    units = _piece(refund.units) if refund.cause is RefundCause.STOCK else refund.units
+    amount = refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
+    spans = [(line.item_id, start, end - start) for line, start, end in units]
+    tax = _tax_of(now, units, refund.shipping) if is_taxed(order.created) else None
+    return RefundDecision(
+        time,
+        len(order.decisions),
+        min(amount, now.free),
+        refund.cause,
+        refund.cause_id,
+        spans,
+        refund.shipping,
+        tax=tax,
+    )
+
+
+def _is_covered(refund: Owed, now: OrderView, refunded: RefundedUnits) -> bool:
+    """Whether captured money covers a refund whole; or, of units of an order that was paid, would but for
+    what was granted. Then it is what is left, were that nothing.
+    """
+    if refund.amount <= now.free:
+        return True
+    without_grants = now.captured - now.decided + refunded.granted
+    return (
+        refund.cause is not RefundCause.GRANT
+        and now.captured >= now.total
+        and refund.amount <= without_grants
+    )
 
 
 def _tax_of(now: OrderView, units: Units, shipping: list[bytes]) -> int:
@@ -98,21 +137,22 @@ def _tax_of_closed(now: OrderView, amount: int, totals: RunningTotals) -> int:
 
 
 def uncovered(order: Order, now: OrderView) -> list[Owed]:
-    """Refunds that are owed and that the captured money, less what was decided, does not cover whole:
-    each looked at by itself.
+    """Refunds that are owed and that the captured money, less what was decided, does not cover: each looked
+    at by itself.
     """
-    free = now.captured - now.decided
-    return [refund for refund in _refunds_owed(order, now, None) if refund.amount > free] if now.live else []
+    if not now.live:
+        return []
+    totals = RunningTotals(order)
+    refunded = totals.refunded_units()
+    return [refund for refund in _refunds_owed(order, now, totals) if not _is_covered(refund, now, refunded)]
 
 
-def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) -> Iterator[Owed]:
-    """Every refund owed while some unit is live, covered or not.
+def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
+    """Every refund owed while some unit is live, covered or not; goodwill comes last.
     One of which a piece was decided last comes first, so that it ends.
     """
-    if not order.returns and not order.stock and not order.deadlines:
+    if not order.returns and not order.stock and not order.deadlines and not order.grants:
         return
-    if totals is None:
-        totals = RunningTotals(order)
     refunded = totals.refunded_units()
     begun = _begun(order)
     gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]
@@ -124,6 +164,19 @@ def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) ->
     for suborder in gone:
         if suborder.seller_id != begun:
             yield from _of_gone(refunded, suborder)
+    if order.grants:
+        yield from _of_grants(order, refunded)
+
+
+def _of_grants(order: Order, refunded: RefundedUnits) -> Iterator[Owed]:
+    """What was granted and isn't decided yet, by time and then by grant_id."""
+    owed = [
+        (grant.time, grant.grant_id, grant.amount)
+        for grant in order.grants
+        if not grant.refused and grant.grant_id not in refunded.grants
+    ]
+    for _, grant_id, amount in sorted(owed):
+        yield Owed(amount, RefundCause.GRANT, grant_id, [], [])
 
 
 def _begun(order: Order) -> bytes | None:

@@ -215,6 +215,11 @@ class OrderView:
         self.live = 0
         self.status = self._decide_statuses()
 
+    @property
+    def free(self) -> int:
+        """Captured money that can still be refunded; below 0 if more was decided than is captured."""
+        return self.captured - self.decided
+
     def _decide_statuses(self) -> OrderStatus:
         """The status of the order. Also sets that of each suborder, and the order's live units."""
         live = in_transit = delivered = returned = amount = 0

@@ -86,11 +86,16 @@ class ParcelUnits:
 class RefundedUnits:
     """What the refund decisions so far refund."""
 
-    __slots__ = ("closed", "closed_tax", "returns", "shipping", "units")
+    __slots__ = ("allocated", "closed", "closed_tax", "granted", "grants", "returns", "shipping", "units")
 
     def __init__(self) -> None:
         self.closed = self.closed_tax = 0
         """What those of cause closed come to, and the tax that they tell, minor units."""
+        self.granted = 0
+        """What those of cause grant come to."""
+        self.grants: set[bytes] = set()
+        self.allocated: dict[bytes, int] = {}
+        """Payment -> what of it goes back by the decisions that have allocations."""
         self.units: dict[bytes, list[Span]] = {}
         """Item -> its refunded units: spans in ascending order that don't touch each other."""
         self.shipping: set[bytes] = set()
@@ -103,6 +108,11 @@ class RefundedUnits:
         elif decision.cause is RefundCause.CLOSED:
             self.closed += decision.amount
             self.closed_tax += decision.tax or 0
+        elif decision.cause is RefundCause.GRANT:
+            self.granted += decision.amount
+            self.grants.add(decision.cause_id)
+        for payment_id, amount in decision.allocations or ():
+            self.allocated[payment_id] = self.allocated.get(payment_id, 0) + amount
         self.shipping.update(decision.shipping)
         for item_id, first, count in decision.units:
             spans = self.units.setdefault(item_id, [])

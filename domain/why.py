@@ -50,6 +50,7 @@ SAYS: Final[Mapping[str, str]] = {
     "refund_return": "a processed return is paid once: what its units cost less the discount, with their tax",
     "refund_stock": "a seller's units that aren't live are paid once, with the shipping of lines without one",
     "refund_closed": "no unit is live, so all captured money that isn't refunded yet is",
+    "refund_grant": "goodwill is paid once, after refunds of units, and pays for no unit",
 }
 """Rule -> what it says. That of an anomaly is its kind, and says its detail."""
 
@@ -220,6 +221,8 @@ class _Reasons:
             return [
                 stage for stage in self._order.returns if stage.return_id == cause_id and not stage.refused
             ]
+        if cause is RefundCause.GRANT:
+            return [each for each in self._order.grants if each.grant_id == cause_id]
         return self._gone(cause_id) if cause is RefundCause.STOCK else [*self._gone(), *self._payments]
 
     # -- anomalies ---------------------------------------------------------------------------------------
@@ -259,9 +262,10 @@ class _Reasons:
             case "refund_unknown":
                 return [each for each in order.refunds if each.refund_id == subject]
             case "refund_uncovered":
-                processed: list[Fact] = [each for each in self._processed if each.return_id == subject]
+                owed: list[Fact] = [each for each in self._processed if each.return_id == subject]
+                owed += [each for each in order.grants if each.grant_id == subject]
                 assert isinstance(subject, bytes)
-                return [*(processed or self._gone(subject)), *self._payments, *order.decisions]
+                return [*(owed or self._gone(subject)), *self._payments, *order.decisions]
             case "refund_above_captured":
                 return [*self._payments, *order.decisions]
             case "refund_contradicted":

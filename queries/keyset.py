@@ -42,7 +42,10 @@ class Position(NamedTuple):
         if position.cursor(raw[_LAYOUT.size :]) != cursor or len(raw) != _LAYOUT.size + len(filters):
             raise ValueError(_FORGED)
         if raw[_LAYOUT.size :] != filters:
-            raise ValueError("a cursor of a list with other filters: give those that it was made with")
+            raise ValueError(
+                "a cursor of a list with other filters, or of a key that sees other orders: give what it was"
+                " made with"
+            )
         return position
 
 
@@ -52,6 +55,6 @@ def micros(time: datetime) -> int:
 
 
 def bound_to(filters: Mapping[str, object]) -> bytes:
-    """A digest of a list's filters: 8 bytes that its cursors carry. None is a filter that isn't given."""
+    """A digest of all that a list depends on: 8 bytes that its cursors carry. None is what isn't given."""
     given = sorted((name, str(value)) for name, value in filters.items() if value is not None)
     return blake2b(repr(given).encode(), digest_size=8).digest()

@@ -294,13 +294,14 @@ class Reader:
         self, filters: Filters, limit: int, *, cursor: str | None = None, sees: Visibility = EVERYTHING
     ) -> Answer:
         """Return a page of orders, newest first. Raises ValueError for a cursor that isn't one of a list with
-        these filters.
+        these filters, of what `sees` sees.
 
         A list of neither users nor sellers reads every order there is, so a process reads one at a time.
         """
-        bound = bound_to(filters._asdict())
-        after = None if cursor is None else Position.parse(cursor, bound)
         lists = sees.orders(filters.user, filters.seller, filters.region)
+        # By which of a caller's lists it is made decides how it is sorted.
+        bound = bound_to(filters._asdict() | {"of": lists and lists[:2]})
+        after = None if cursor is None else Position.parse(cursor, bound)
         if lists is None:
             return _nothing(OrderPage([], None), None)
         query = statements.orders(

@@ -71,6 +71,16 @@ _CREATED: Final[Json] = {
 }
 """Data of the order.created, without order_id."""
 
+_GRANTED: Final[Json] = {
+    "grant_id": "b81c07d5-3e62-4f9a-9d70-65c2e4a8f641",
+    "amount": "3.00",
+    "currency": "EUR",
+    "reason": "delivered_late",
+    "seller_id": _ANNA,
+    "item_id": _BULBS,
+}
+"""Data of the refund.granted, without order_id."""
+
 
 def _order_events() -> list[tuple[str, str, Json]]:
     """Return one order of two sellers as (time, type, data without order_id), with
@@ -139,6 +149,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
             "refund.failed",
             {"refund_id": made_id("refund:1"), "reason": "account_closed"},
         ),
+        ("2026-03-11T09:00:00Z", "refund.granted", _GRANTED),
     ]
 
 

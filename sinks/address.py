@@ -37,6 +37,9 @@ SESSIONS: Final = {
 """Values of target_session_attrs, and what a host then must be."""
 
 _FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
+_ROOT: Final = "~/.postgresql/root.crt"
+"""Where asyncpg looks for it, as libpq does."""
+_CHECKED: Final = ("verify-ca", "verify-full")
 _TLS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -160,6 +163,7 @@ class Address:
         """libpq's parameters; none: they are switched off."""
         self.named = "application_name" in query
         self._files = {name: path for name, path in query.items() if name in _FILES and path}
+        self._tls = query.get("sslmode") or os.environ.get("PGSSLMODE", "")
         self._wanted = query.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS", "any")
         if self._wanted not in SESSIONS:
             raise Unusable(f"PGTARGETSESSIONATTRS must be one of {', '.join(SESSIONS)}")
@@ -178,13 +182,20 @@ class Address:
             self.hosts = [with_("", query | {"host": host, "port": port}) for host, port in places]
 
     def require_files(self) -> None:
-        """Raise asyncpg.ClientConfigurationError for a file that can't be read: asyncpg would blame the
-        server."""
+        """Raise asyncpg.ClientConfigurationError for a file that can't be read, or isn't named and has to be:
+        asyncpg would blame the server, or say less.
+        """
         for name, path in self._files.items():
             try:
                 read_file(Path(path), 0)
             except (OSError, ValueError) as error:
                 raise _no_file(name, error) from None
+        rootless = "sslrootcert" not in self._files and not os.environ.get("PGSSLROOTCERT")
+        if self._tls in _CHECKED and rootless and not os.path.exists(os.path.expanduser(_ROOT)):
+            raise asyncpg.ClientConfigurationError(
+                f"sslmode={self._tls} needs sslrootcert=FILE, a certificate of who signed the server's; or"
+                f" put it in {_ROOT}"
+            )
 
     def refuse_pipes(self) -> None:
         """Raise asyncpg.ClientConfigurationError for what isn't a file: OpenSSL would wait for its writer.

@@ -121,7 +121,10 @@ def _quiet(kind: type[Any]) -> type[Any]:
             except redis.exceptions.NoPermissionError:
                 raise  # it names the user and the command
             except redis.exceptions.ResponseError as error:
-                raise Unwanted(re.split(r",? with args|['\"`]", str(error), maxsplit=1)[0].strip()) from None
+                text = re.split(r",? with args|['\"`]", str(error), maxsplit=1)[0].strip()
+                if text.startswith("DB index"):
+                    text = f"it has no database {self.db}"
+                raise Unwanted(text) from None
 
     Quiet.__name__ = kind.__name__
     return Quiet

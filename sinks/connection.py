@@ -187,6 +187,7 @@ async def connect(
         except asyncpg.PostgresError as error:
             raise address.refusal(error) from None
         except asyncpg.ClientConfigurationError as error:
+            address.require_files()
             raise unreadable(error) from None
         except asyncpg.InterfaceError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,23 @@ class SchemaMismatch(OrdersError):
     """The database's schema is not the one that is wanted."""
 
 
+_NOT_AS_LEFT = frozenset({"42701", "42703", "42704", "42710", "42P01", "42P07"})
+"""SQLSTATEs of a migration that finds something already there, or no longer."""
 _ELSE = "point ORDERS_POSTGRES at an empty database and replay the topics into it"
 
 
 def no_tables() -> SchemaMismatch:
     """The error for a database in which orders init has never run."""
     return SchemaMismatch("the database has no tables yet", "run orders init")
+
+
+def _torn(what: str) -> SchemaMismatch:
+    """The error for a schema of which somebody dropped a part. A migration can't tell what to put back."""
+    return SchemaMismatch(
+        f"a part of the schema was dropped: {what}",
+        "put a backup in its place, or drop the rest too (drop schema public cascade; create schema public)"
+        " and run orders init and orders repair --rows",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,8 @@ def _layout(connection: sa.Connection) -> Layout | None:
         ),
         {"names": list(TABLES)},
     ).all()
+    if taken and "orders_order" not in taken and _revision_of(connection) is not None:
+        raise _torn("orders_order isn't there")
     if taken:
         raise SchemaMismatch(
             f"{', '.join(taken)} exists in schema public but wasn't made by orders init",
@@ -161,46 +174,70 @@ def _layout(connection: sa.Connection) -> Layout | None:
     return None
 
 
+def _revision_of(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 def _misfits(connection: sa.Connection) -> list[str]:
-    """What keeps this version from writing the tables that there are: columns and statuses that it writes and
-    they lack, columns that they ask for and it doesn't know.
+    """What keeps this version from writing the tables that there are: tables, columns and statuses that it
+    writes and they lack, columns that they ask for and it doesn't know.
     """
+    present = _columns(connection)
     tables = build_metadata().tables
-    present: dict[str, dict[str, bool]] = {name: {} for name in tables}
-    for name, column, asked_for in connection.execute(
-        sa.text(
-            "SELECT c.relname, a.attname, a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''"
-            " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE c.relnamespace ="
-            " 'public'::regnamespace AND c.relname = ANY(:names) AND a.attnum > 0 AND NOT a.attisdropped"
-        ),
-        {"names": list(tables)},
-    ):
-        present[name][column] = asked_for
-    labels = {
-        (type_, label)
-        for type_, label in connection.execute(
-            sa.text("SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid")
-        )
-    }
-    lacking = [
-        f"{name}.{column.name}"
-        for name, table in tables.items()
-        for column in table.columns
-        if column.name not in present[name]
-    ]
-    lacking += [
-        f"{label} in {name}"
-        for name, values in ENUMS.items()
-        for label in values
-        if (name, label) not in labels
-    ]
     strange = [
         f"{name}.{column}"
         for name, columns in present.items()
         for column, asked_for in columns.items()
         if asked_for and column not in tables[name].columns
     ]
+    lacking = _lacking(connection, present)
     return [f"lacks {each}" for each in lacking] + [f"asks for {each}" for each in strange]
+
+
+def _columns(connection: sa.Connection) -> dict[str, dict[str, bool]]:
+    """Table -> column -> whether a row can't do without it, of the tables of ours that there are."""
+    present: dict[str, dict[str, bool]] = {}
+    for name, column, asked_for in connection.execute(
+        sa.text(
+            "SELECT c.relname, a.attname, a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''"
+            " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE c.relnamespace ="
+            " 'public'::regnamespace AND c.relname = ANY(:names) AND a.attnum > 0 AND NOT a.attisdropped"
+        ),
+        {"names": list(build_metadata().tables)},
+    ):
+        present.setdefault(name, {})[column] = asked_for
+    return present
+
+
+def _lacking(connection: sa.Connection, present: Mapping[str, Collection[str]]) -> list[str]:
+    """Tables, columns and statuses that this version writes and that aren't there."""
+    tables = build_metadata().tables
+    labels = {
+        (type_, label)
+        for type_, label in connection.execute(
+            sa.text("SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid")
+        )
+    }
+    lacking = []
+    for name, table in tables.items():
+        if name in present:
+            lacking += [f"{name}.{each.name}" for each in table.columns if each.name not in present[name]]
+        else:
+            lacking.append(name)
+    lacking += [
+        f"{label} in {name}"
+        for name, values in ENUMS.items()
+        for label in values
+        if (name, label) not in labels
+    ]
+    return lacking
+
+
+def _require_whole(connection: sa.Connection) -> None:
+    """Raise SchemaMismatch if something isn't there that the newest revision has."""
+    lacking = _lacking(connection, _columns(connection))
+    if lacking:
+        raise _torn(f"it lacks {_some(lacking)}")
 
 
 def _require(actual: Layout, expected: Layout) -> None:
@@ -230,7 +267,7 @@ async def current(settings: Settings) -> str | None:
     Raises what asyncpg raises. Blocks.
     """
     async with connect(settings) as connection:
-        return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+        return await connection.run_sync(_revision_of)
 
 
 async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
@@ -238,9 +275,9 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
     Touches schema public only. A schema of a later version stays as it is.
 
     partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one
-    default partition at first). Raises SchemaMismatch, before anything is changed, when the tables are there
-    and partitioned otherwise; ValueError for another partition_by; OSError, TimeoutError or
-    asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
+    default partition at first). Raises SchemaMismatch, and changes nothing, when the tables are there and
+    partitioned otherwise, or a part of the schema was dropped; ValueError for another partition_by; OSError,
+    TimeoutError or asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
     """
     if partition_by not in PARTITION_COLUMNS:
         raise ValueError(
@@ -253,20 +290,33 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
         actual = _layout(connection)
         if actual is not None:
             _require(actual, expected)
-        revision = MigrationContext.configure(connection).get_current_revision()
+        revision = _revision_of(connection)
+        if actual is None and revision is not None:
+            raise _torn("orders_order isn't there")
+        if actual is not None and revision is None:
+            raise _torn("alembic_version, which tells the schema's revision, isn't there")
         if revision is not None and not Alembic.knows(revision):
             # A later version's, to which nothing is to be added: who goes back runs this, too.
             _refuse(revision, _misfits(connection))
             return
-        command.upgrade(
-            Alembic.config(
-                connection=connection, partition_by=expected.partition_by, partitions=expected.partitions
-            ),
-            "head",
-        )
+        _migrate(connection, expected)
+        _require_whole(connection)
 
     async with connect(settings) as connection:
         await connection.run_sync(run)
+
+
+def _migrate(connection: sa.Connection, expected: Layout) -> None:
+    config = Alembic.config(
+        connection=connection, partition_by=expected.partition_by, partitions=expected.partitions
+    )
+    try:
+        command.upgrade(config, "head")
+    except sa.exc.ProgrammingError as error:
+        cause = error.orig and error.orig.__cause__
+        if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate in _NOT_AS_LEFT:
+            raise _torn(str(cause)) from error
+        raise
 
 
 async def check(settings: Settings) -> None:
@@ -288,8 +338,10 @@ async def fits(settings: Settings) -> None:
     Raises SchemaMismatch, naming what lacks, when it can't; otherwise as upgrade(). Blocks.
     """
     head, version = await asyncio.to_thread(Alembic.head), await _revision(settings)
-    if version != head:
-        async with connect(settings) as connection:
+    async with connect(settings) as connection:
+        if version == head:
+            await connection.run_sync(_require_whole)
+        else:
             _refuse(version, await connection.run_sync(_misfits))
 
 
@@ -299,18 +351,19 @@ async def _revision(settings: Settings) -> str:
     if version is None:
         raise no_tables()
     if await layout(settings) is None:
-        raise SchemaMismatch(
-            "the database says it is migrated, but its tables are gone",
-            "drop public.alembic_version and run orders init",
-        )
+        raise _torn("orders_order isn't there")
     return version
 
 
 def _refuse(version: str, misfits: list[str]) -> None:
     if not misfits:
         return
-    what = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
     raise SchemaMismatch(
-        f"the schema is at revision {version}, on which this version of the program can't write: it {what}",
+        f"the schema is at revision {version}, on which this version of the program can't write: it"
+        f" {_some(misfits)}",
         "run orders init of the newest version, and workers of that version or the one before",
     )
+
+
+def _some(what: Sequence[str]) -> str:
+    return ", ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")

@@ -50,7 +50,7 @@ _CARRIERS: Final = ("Alba Post", "Borealis", "Corvo", "Danube Freight")
 _ID_FIELDS: Final = frozenset(
     (
         *("order_id", "user_id", "item_id", "product_id", "seller_id", "warehouse_id"),
-        *("payment_id", "reservation_id", "shipment_id", "return_id"),
+        *("payment_id", "reservation_id", "shipment_id", "return_id", "grant_id"),
     )
 )
 
@@ -85,16 +85,22 @@ class _Line:
 
 
 def events(
-    orders: int, seed: int = 0, shares: Shares | None = None, taxed: float = 0.4, promised: float = 0.3
+    orders: int,
+    seed: int = 0,
+    shares: Shares | None = None,
+    taxed: float = 0.4,
+    promised: float = 0.3,
+    granted: float = 0.06,
 ) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all. `taxed`: the share of orders with taxes, 0 to 1;
-    `promised`: of those whose sellers say until when they ship and deliver.
+    Memory holds the orders that are still open, not all. `taxed`, `promised`, `granted`: the shares of orders
+    with taxes, of those whose sellers say until when they ship and deliver, and of those with a
+    refund.granted, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    disturbed = _disturb(_encoded(orders, seed, taxed, promised), Random(f"{seed}:disturb"), shares)
+    disturbed = _disturb(_encoded(orders, seed, taxed, promised, granted), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
@@ -123,17 +129,19 @@ def _disturb(
 
 
 def _encoded(
-    orders: int, seed: int, taxed: float, promised: float
+    orders: int, seed: int, taxed: float, promised: float, granted: float
 ) -> Iterator[tuple[SourceEvent, _Draft, str]]:
     rng = Random(f"{seed}:wire")
-    for draft, order_id in _drafts(orders, seed, taxed, promised):
+    for draft, order_id in _drafts(orders, seed, taxed, promised, granted):
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(orders: int, seed: int, taxed: float, promised: float) -> Iterator[tuple[_Draft, str]]:
+def _drafts(
+    orders: int, seed: int, taxed: float, promised: float, granted: float
+) -> Iterator[tuple[_Draft, str]]:
     """Everything that happens, in the order of its times."""
     rng = Random(f"{seed}:orders")
-    world = _World(rng, orders, taxed, promised)
+    world = _World(rng, orders, taxed, promised, granted)
     held: list[tuple[int, int, _Draft, str]] = []
     serial = 0
     start = EPOCH_US
@@ -184,9 +192,10 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int, taxed: float, promised: float) -> None:
+    def __init__(self, rng: Random, orders: int, taxed: float, promised: float, granted: float) -> None:
         self.taxed = taxed
         self.promised = promised
+        self.granted = granted
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
         self.warehouses = [_uuid(rng) for _ in range(8)]
@@ -213,6 +222,7 @@ class _Life:
         self._cancel(start)
         for seller in self._sellers():
             self._ship(seller, paid_at)
+        self._grant(paid_at)
 
     def _tell(self, time_us: int, topic: str, **data: Any) -> None:
         fields = {
@@ -484,6 +494,26 @@ class _Life:
             status = "processed" if processed else "rejected"
             self._tell(
                 at, "order.returned", status=status, processed_at=processed_at, restock=restock, **data
+            )
+
+    def _grant(self, paid_at: int) -> None:
+        """Goodwill: mostly a small part of the total, now and then all of it, for one or two reasons."""
+        rng = Random(f"{self.order_id}:grant")
+        if rng.random() >= self.world.granted or not self.total:
+            return
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            line = rng.choice(self.lines)
+            named = rng.randrange(4)
+            part = self.total if rng.random() < 0.1 else self.total * rng.randint(2, 30) // 100
+            self._tell(
+                paid_at + rng.randrange(12 * _DAY),
+                "refund.granted",
+                grant_id=_uuid(rng),
+                amount=self._money(max(1, part)),
+                currency=self.currency,
+                reason=rng.choice(("delivered_late", "damaged_box", "complaint")),
+                seller_id=line.seller if named & 1 else None,
+                item_id=line.data["item_id"] if named & 2 else None,
             )
 
 

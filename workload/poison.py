@@ -157,6 +157,12 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
         "order.returned": returned,
         "refund.completed": {"refund_id": _uuid(rng)},
         "refund.failed": {"refund_id": _uuid(rng)},
+        "refund.granted": {
+            "grant_id": _uuid(rng),
+            "amount": "1",
+            "currency": created["currency"],
+            "reason": "complaint",
+        },
         "promise.updated": {"seller_id": line["seller_id"], "ship_by": "2026-01-09T12:00:00Z"},
     }
     time = rfc3339(anchor.time_us if anchor is not None else _TIME_US)
@@ -276,9 +282,14 @@ def _unknown_returned_item(draft: Draft) -> None:
     draft.data["item_id"] = draft.data["return_id"]
 
 
+def _unknown_item_granted(draft: Draft) -> None:
+    draft.data["item_id"] = draft.data["grant_id"]
+
+
 def _unknown_seller(draft: Draft) -> None:
-    ids = (draft.data.get(name) for name in ("shipment_id", "reservation_id"))
-    draft.data["seller_id"] = next((other for other in ids if other), draft.attributes["id"])
+    names = ("shipment_id", "reservation_id", "grant_id")
+    ids = (draft.data[name] for name in names if name in draft.data)
+    draft.data["seller_id"] = next(ids, draft.attributes["id"])
 
 
 _DEEP: Final = b"[" * 200_000 + b"]" * 200_000
@@ -337,6 +348,7 @@ _ALL: Final = (
     Poison("price_three_decimals", "order.created", errors.FIELD_MALFORMED, _item(price="12.500")),
     Poison("amount_exponent", "order.paid", errors.FIELD_MALFORMED, _field(amount="1e3")),
     Poison("amount_zero", "order.paid", errors.FIELD_MALFORMED, _field(amount="0.00")),
+    Poison("grant_zero", "refund.granted", errors.FIELD_MALFORMED, _field(amount="0")),
     Poison("amount_too_large", "order.paid", errors.FIELD_MALFORMED, _field(amount="10000000000000.01")),
     Poison("yen_with_decimals", "order.paid", errors.FIELD_MALFORMED, _field(amount="1.0", currency="JPY")),
     Poison("text_too_long", "payment.failed", errors.FIELD_MALFORMED, _field(reason=_LONG)),
@@ -370,6 +382,15 @@ _ALL: Final = (
     # refused for the sake of the order
     Poison("other_content", "order.created", errors.KEY_CONFLICT, _other_content, needs_order=True),
     Poison("other_currency", "order.paid", errors.ORDER_CURRENCY, _other_currency, needs_order=True),
+    Poison(
+        "grant_in_other_currency", "refund.granted", errors.ORDER_CURRENCY, _other_currency, needs_order=True
+    ),
+    Poison(
+        "grant_of_unknown_seller", "refund.granted", errors.ORDER_SELLER, _unknown_seller, needs_order=True
+    ),
+    Poison(
+        "grant_of_unknown_item", "refund.granted", errors.ORDER_ITEM, _unknown_item_granted, needs_order=True
+    ),
     Poison("unknown_item", "shipment.updated", errors.ORDER_ITEM, _unknown_item, needs_order=True),
     Poison(
         "unknown_item_returned", "order.returned", errors.ORDER_ITEM, _unknown_returned_item, needs_order=True

@@ -51,8 +51,9 @@ def _only(message: Message) -> Steps:
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
-    answers sent twice. `cancellations` and `returns`: of orders and delivered lines. `unshipped`: sellers'
-    parts that are never shipped. `delay`: the mean time of an answer, in seconds.
+    answers sent twice. `cancellations` and `returns`: of orders and delivered lines; `grants`: of delivered
+    parcels. `unshipped`: sellers' parts that are never shipped. `delay`: the mean time of an answer, in
+    seconds.
     """
 
     silence: float = 0.0
@@ -60,6 +61,7 @@ class Behaviour:
     duplicates: float = 0.0
     cancellations: float = 0.03
     returns: float = 0.1
+    grants: float = 0.03
     delay: float = 0.2
     seed: int = 0
     unshipped: float = 0.0
@@ -147,10 +149,14 @@ class Inventory:
 
 
 class Payments:
-    """Collects and pays back."""
+    """Collects, and pays back to the payments that a refund names, each up to what it captured."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
+        self._left: dict[str, Decimal] = {}
+        """Payment -> what it captured and isn't paid back."""
+        self._refunds: dict[str, str | None] = {}
+        """Refund -> why it can't be paid, None if it was: asked for again it is answered the same."""
 
     def initiate(self, command: Data) -> Steps:
         """payment.initiate: captured, or declined; a declined customer often has another card."""
@@ -170,19 +176,36 @@ class Payments:
     def refund(self, command: Data) -> Steps:
         """refund.request: paid back, or not; asked again after that it may be."""
         order_id, refund_id, attempt = command["order_id"], command["refund_id"], command.get("attempt", 1)
-        which = (refund_id,) if attempt == 1 else (refund_id, attempt)
-        refused = self._behaviour.luck("refund", *which).random() < self._behaviour.refusals
         data = {"order_id": order_id, "refund_id": refund_id}
+        which = refund_id
         if attempt != 1:
             data["attempt"] = attempt
+            which = f"{refund_id}:{attempt}"
+        if which not in self._refunds:
+            self._refunds[which] = self._pay_back(command, which)
+        reason = self._refunds[which]
         yield (
-            Message("refund.failed", order_id, data | {"reason": "account_closed"})
-            if refused
-            else Message("refund.completed", order_id, data)
+            Message("refund.completed", order_id, data)
+            if reason is None
+            else Message("refund.failed", order_id, data | {"reason": reason})
         )
 
-    @staticmethod
-    def _paid(command: Data, payment: str) -> Message:
+    def _pay_back(self, command: Data, which: str) -> str | None:
+        """Pay back to the payments that the command names; why not, otherwise: then nothing is paid."""
+        if self._behaviour.luck("refund", which).random() < self._behaviour.refusals:
+            return "account_closed"
+        parts = {part["payment_id"]: Decimal(part["amount"]) for part in command.get("allocations", ())}
+        for payment_id, amount in parts.items():
+            # One that isn't known here was captured before this service began.
+            if amount > self._left.get(payment_id, amount):
+                return "more_than_captured"
+        for payment_id, amount in parts.items():
+            if payment_id in self._left:
+                self._left[payment_id] -= amount
+        return None
+
+    def _paid(self, command: Data, payment: str) -> Message:
+        self._left.setdefault(_id(payment), Decimal(command["amount"]))
         data = {
             "payment_id": _id(payment),
             "amount": command["amount"],
@@ -266,7 +289,7 @@ class Shipping:
 
 
 class Customers:
-    """Check out, sometimes cancel, and send some of it back."""
+    """Check out, sometimes cancel, and send some of it back. Some are granted a refund as goodwill."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
@@ -306,7 +329,22 @@ class Customers:
             yield Message("checkout.completed", checkout_id, data), later
 
     def delivered(self, order_id: str, shipment_id: str, items: dict[str, int]) -> Steps:
-        """A parcel came; some of it goes back, and the returns desk says what becomes of it."""
+        """A parcel came; some of it goes back, and the returns desk says what becomes of it. Now and then
+        customer service grants something.
+        """
+        luck = self._behaviour.luck("grant", shipment_id)
+        if luck.random() < self._behaviour.grants:
+            grant: Data = {
+                "order_id": order_id,
+                "grant_id": _id(f"grant:{shipment_id}"),
+                "amount": f"{luck.randrange(50, 2_000) / 100:.2f}",
+                "currency": "EUR",
+                "reason": "damaged_box",
+            }
+            yield Later(
+                luck.expovariate(1 / self._behaviour.delay),
+                partial(_only, Message("refund.granted", order_id, grant)),
+            )
         for item_id, count in items.items():
             luck = self._behaviour.luck("return", shipment_id, item_id)
             if luck.random() >= self._behaviour.returns:

@@ -146,7 +146,12 @@ class Csv:
         header = next(self._records(), None)
         if header is not None and header.why is not None:
             raise SourceError(f"{path}: its first line is no header of CSV ({header.why.detail})")
-        self.columns = [] if header is None else [name.strip() for name in header.cells]
+        if header is None or not any(cell.strip() for cell in header.cells):
+            raise SourceError(
+                f"{path}: no header, the file or its first line is empty; nothing of it was sent",
+                "give a file whose first line names its columns",
+            )
+        self.columns = [name.strip() for name in header.cells]
         require_columns(path, self.columns, self._bounds)
         repeated = None if self._foreign else twice(self.columns)
         if repeated is not None:

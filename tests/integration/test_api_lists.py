@@ -266,6 +266,25 @@ async def test_a_cursor_belongs_to_its_filters(service: Service) -> None:
     assert len((await service.get(everybody, user=user, limit=50, cursor=cursor))["orders"]) == 50
 
 
+async def test_a_cursor_belongs_to_what_its_key_sees(service: Service) -> None:
+    own = named("seller", 7)
+    everybody, seller, twin = (service.key(scope) for scope in ("all", f"seller:{own}", f"seller:{own}"))
+    cursors = {key: (await service.get(key, limit=3))["next"] for key in (everybody, seller)}
+    for key, other in ((everybody, seller), (seller, everybody)):
+        refused = await service.get(key, 422, limit=3, cursor=cursors[other])
+        assert refused["errors"][0]["where"] == "query.cursor"
+    # Another key for the same goes on, and where a filter leaves both the same list, so does any.
+    assert (
+        ids((await service.get(twin, limit=50, cursor=cursors[seller]))["orders"])
+        == expected(seller=own)[3:53]
+    )
+    cursor = (await service.get(everybody, seller=str(own), limit=3))["next"]
+    assert (
+        ids((await service.get(seller, seller=str(own), limit=50, cursor=cursor))["orders"])
+        == expected(seller=own)[3:53]
+    )
+
+
 @pytest.mark.parametrize("forge", [
     lambda cursor: cursor[:-4], lambda cursor: cursor + "AAAA", lambda cursor: "!" + cursor[1:],
     lambda _: Position(FIRST, UUID(int=7)).cursor(), lambda _: Position(FIRST, UUID(int=7)).cursor(b"\0" * 8),

@@ -267,6 +267,60 @@ async def test_somebody_elses_tables_are_left_alone(empty: Settings) -> None:
     ]
 
 
+REST = "SELECT oid, relname FROM pg_class WHERE relname !~ '^pg_' ORDER BY oid"
+
+
+@pytest.mark.parametrize(
+    ("drops", "what"),
+    [
+        ("DROP TABLE orders_return", "it lacks orders_return"),
+        ("DROP TABLE orders_shipment, orders_bulk_job", "it lacks orders_shipment, orders_bulk_job"),
+        ("ALTER TABLE orders_order DROP tax_amount", "it lacks orders_order.tax_amount"),
+        ("DROP TABLE orders_order", "orders_order isn't there"),
+        (
+            "DROP TABLE orders_order, orders_order_item, orders_shipment, orders_return",
+            "orders_order isn't there",
+        ),
+        ("DROP TABLE alembic_version", "alembic_version, which tells the schema's revision, isn't there"),
+        # Types are left of it.
+        (
+            "DROP TABLE alembic_version, orders_order, orders_order_item, orders_shipment, orders_return",
+            'type "orders_order_status" already exists',
+        ),
+    ],
+)
+async def test_a_part_of_the_schema_that_was_dropped_is_named(empty: Settings, drops: str, what: str) -> None:
+    await migrate.upgrade(empty)
+    await rows(empty, f"{drops} CASCADE")
+    left = await rows(empty, REST)
+    with pytest.raises(SchemaMismatch, match="a part of the schema was dropped: ") as caught:
+        await migrate.upgrade(empty)
+    assert what in caught.value.message
+    assert caught.value.remedy.endswith("run orders init and orders repair --rows")
+    assert await rows(empty, REST) == left
+    if "alembic_version" not in drops:  # else nothing tells that it was there
+        with pytest.raises(SchemaMismatch, match="a part of the schema was dropped: "):
+            await migrate.fits(empty)
+    await rows(empty, "DROP SCHEMA public CASCADE")
+    await rows(empty, "CREATE SCHEMA public")
+    await migrate.upgrade(empty)
+    await migrate.fits(empty)
+
+
+async def test_a_migration_that_does_not_find_a_table_says_so(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    async with migrate.connect(empty) as connection:
+        await connection.run_sync(
+            lambda sync: command.downgrade(
+                Alembic.config(connection=sync, partition_by="user_id", partitions=3), "0003"
+            )
+        )
+    await rows(empty, "DROP TABLE orders_order_item CASCADE")
+    with pytest.raises(SchemaMismatch, match=r'dropped: relation "public.orders_order_item" does not exist'):
+        await migrate.upgrade(empty)
+    assert await migrate.current(empty) == "0003"
+
+
 async def test_check_says_what_is_missing(empty: Settings) -> None:
     assert await migrate.current(empty) is None
     assert await migrate.layout(empty) is None

@@ -23,6 +23,7 @@ from domain.order import (
     Cancellation,
     Created,
     Deadline,
+    Grant,
     Item,
     Lapse,
     Order,
@@ -157,6 +158,14 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
         restock = draw(st.none() | st.booleans())
         return_id, status = raw_id(3, draw(st.integers(0, 2))), draw(st.sampled_from(ReturnStatus))
         return kind, ReturnStage(time, return_id, status, item, quantity, "broken", None, restock)
+    if kind == "refund.granted":
+        named = draw(st.none() | st.sampled_from([item.item_id for item in created.items]))
+        amount = draw(st.sampled_from([1, 2, max(1, created.total // 3), max(1, created.total)]))
+        currency, about = (
+            draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])),
+            draw(st.none() | st.just(seller)),
+        )
+        return kind, Grant(time, raw_id(4, draw(st.integers(0, 2))), amount, currency, "late", about, named)
     refund = ids.uuid5(ORDER_ID, f"refund:{draw(st.integers(0, 1))}")
     if kind == "deadline.passed":
         what = draw(st.sampled_from(DeadlineKind))

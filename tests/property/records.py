@@ -18,6 +18,7 @@ from domain.order import (
     Cancellation,
     Created,
     Deadline,
+    Grant,
     Item,
     Lapse,
     Payment,
@@ -230,7 +231,7 @@ def random_fact(
     rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes, int]] | None, total: int
 ) -> tuple[str, Any]:
     """Event type and fact: of a line, and so many of its units (None: it doesn't say)."""
-    kind, seller = rng.randrange(22), item.seller_id
+    kind, seller = rng.randrange(24), item.seller_id
     if kind < 7:
         number = rng.choice((None, "T1", "T2"))
         parcel, rank = raw_id(2, rng.randrange(2)), Rank(rng.randrange(4))
@@ -262,7 +263,10 @@ def random_fact(
         failed = rng.random() < 0.7
         answered = RefundReply(hour(rng), refund, failed, attempt=rng.choice((1, 1, 2)))
         return "refund.failed" if failed else "refund.completed", answered
-    return "order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")
+    if kind < 22:
+        return "order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")
+    amount, about = rng.choice((1, max(1, total // 4), max(1, total))), rng.choice((None, seller))
+    return "refund.granted", Grant(hour(rng), raw_id(4, rng.randrange(3)), amount, "EUR", "r", about)
 
 
 def hour(rng: Random) -> int:

@@ -253,7 +253,11 @@ class Witnessed(Ours):
         assert decision.tax_amount == (now.tax_of(decision) if now.taxed else None)
         self.seen["taxed"] += bool(decision.tax_amount)
         assert 0 < decision.amount <= whole.amount
-        assert now.pays_for(decision) in (None, decision.amount)
+        cost = now.pays_for(decision)
+        assert decision.amount == (whole.amount if cost is None else min(cost, whole.amount))
+        self.seen["cut"] += cost is not None and decision.amount < cost
+        assert decision.allocations == now.allocate(decision.amount)
+        self.seen["split"] += len(decision.allocations) > 1
         if len(decision.units) == len(whole.units):
             assert decision.amount == whole.amount
         else:

@@ -55,6 +55,7 @@ def natural_keys(order: Order) -> set[NaturalKey]:
         keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
     keys.update((type_of(fact), text(fact.refund_id), fact.attempt) for fact in order.refunds)
+    keys.update((type_of(fact), text(fact.grant_id)) for fact in order.grants)
     passed: list[Deadline | Lapse] = [*order.deadlines, *order.lapses]
     for fact in passed:
         due = fact.due if isinstance(fact, Lapse) else None

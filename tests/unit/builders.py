@@ -62,6 +62,10 @@ def payment(n: int) -> str:
     return f"40000000-0000-4000-8000-{n:012d}"
 
 
+def granted(n: int) -> str:
+    return f"60000000-0000-4000-8000-{n:012d}"
+
+
 def at(hour: int) -> str:
     """A time on the day of the order."""
     return f"2026-01-01T{hour:02d}:00:00Z"
@@ -312,6 +316,12 @@ class OrderBuilder:
         return self.send(
             "order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known
         )
+
+    def grant(
+        self, amount: str, n: int = 1, hour: int = 6, currency: str = "EUR", reason: str = "late", **more: Any
+    ) -> Folded:
+        known = {"grant_id": granted(n), "amount": amount, "currency": currency, "reason": reason}
+        return self.send("refund.granted", hour, **known, **more)
 
     def cancel(self, seller: str | None = None, hour: int = 1, reason: str = "changed my mind") -> Folded:
         return self.send(

@@ -864,13 +864,14 @@ def test_a_state_of_before_has_no_promises() -> None:
 
     failed, part = [7, b"f", True, None, False], [0, 100, 0, 0, 1, 0, 0, 0, 3, 0]
     before = read(line, failed, part)
-    assert before == read([*line, None, None], [*failed, 1, 55], [*part, False], [], [], [])
+    assert before == read([*line, None, None], [*failed, 1, 55], [*part, False], [], [], [], [])
     assert before["promises"] == before["lapses"] == set()
     assert before["refunds"] == {(7, b"f", True, None, False, 1)}
     now = read(
         [*line, 5, 6, "later"],
         [*failed, 2, 55, "later"],
         [*part, True, "later"],
+        [],
         [[1, b"s", 2, None, False, "later"]],
         [[8, 5, b"s", 1, False, False, 44, 9, "later"]],
         [66],

@@ -34,7 +34,7 @@ from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
 from sinks.clients import UnusableFile, open_client
-from sinks.connection import check, connect
+from sinks.connection import check, connect, plain
 from stack.certificates import certificate
 from streams.transport.delivery import describe
 from tests import secure
@@ -269,6 +269,29 @@ async def test_pipes_are_no_files(tmp_path: Path, certificates: Path) -> None:
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         with pytest.raises(UnusableFile, match=f"ORDERS_REDIS: {name} names no file .*a pipe or a device"):
             open_client(Settings(redis=RedisUrl(f"rediss://127.0.0.1:1/0?{name}={pipe}")))
+
+
+@pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
+@pytest.mark.parametrize("by", ["address", "environment"])
+async def test_tls_that_is_checked_needs_to_know_who_signed(
+    mode: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    address = "postgresql://127.0.0.1:1/d"
+    if by == "address":
+        address += f"?sslmode={mode}"
+    else:
+        monkeypatch.setenv("PGSSLMODE", mode)
+    says = f"^sslmode={mode} needs sslrootcert=FILE, .*; or put it in ~/.postgresql/root.crt$"
+    for act in (connect(address, "test", timeout=5, pooled=False), check(address)):
+        with pytest.raises(asyncpg.ClientConfigurationError, match=says):
+            await act
+    with pytest.raises(asyncpg.ClientConfigurationError, match=says):
+        plain(address)
+    (tmp_path / ".postgresql").mkdir()
+    (tmp_path / ".postgresql/root.crt").touch()
+    assert plain(address) == address
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "units of three": ({**REFUND, "units": [[LINE, 0, 0]]}, "field_malformed"),
     "no units": (less("units", REFUND), "field_missing"),
     "no shipping": (less("shipping", REFUND), "field_missing"),
+    "payments that it goes back to": ({**REFUND, "allocations": [[LINE, 200], [ANNA, 300]]}, TAKEN),
+    "payments that get less": ({**REFUND, "allocations": [[LINE, 200], [ANNA, 299]]}, "field_malformed"),
+    "a payment that gets nothing": (
+        {**REFUND, "allocations": [[LINE, 500], [ANNA, 0]]},
+        "field_malformed",
+    ),
+    "a payment twice": ({**REFUND, "allocations": [[LINE, 200], [LINE, 300]]}, "field_malformed"),
+    "no payments": ({**REFUND, "allocations": []}, "field_malformed"),
+    "payments that are null": ({**REFUND, "allocations": None}, "field_malformed"),
     "units that are null": ({**REFUND, "units": None}, "field_malformed"),
     "a deadline": (DEADLINE, TAKEN),
     "attempt 0": ({**DEADLINE, "attempt": 0}, "field_malformed"),
@@ -123,7 +132,7 @@ def test_an_order_takes_in_a_bounded_amount_of_them() -> None:
     apart = [[LINE, number] for number in range(0, 99_999, 2)]
     pipeline, auditor = Order(), reference.Order(ORDER)
     refused = []
-    most = TYPE_BYTES["refund.decided"] // (80 + 24 * (len(apart) + 1))
+    most = TYPE_BYTES["refund.decided"] // (64 + 24 * (len(apart) + 1))
     for n in (*range(most + 1), most):
         data = {**REFUND, "n": n, "units": apart}
         value = json.dumps(data).encode()

@@ -475,6 +475,9 @@ def test_refund_request() -> None:
             "currency": "EUR",
             "cause": "return",
             "cause_id": returned(1),
+            "lines": [{"item_id": item_id(1), "quantity": 1, "amount": "9.82"}],
+            "shipping_amount": "0.00",
+            "allocations": [{"payment_id": payment(1), "amount": "9.82"}],
         },
         {
             "refund_id": made_id("refund:1"),
@@ -483,6 +486,9 @@ def test_refund_request() -> None:
             "currency": "EUR",
             "cause": "stock",
             "cause_id": BORIS,
+            "lines": [{"item_id": item_id(3), "quantity": 1, "amount": "29.45"}],
+            "shipping_amount": "3.00",
+            "allocations": [{"payment_id": payment(1), "amount": "32.45"}],
         },
     ]
 
@@ -501,6 +507,7 @@ def test_a_decision_goes_to_its_own_topic() -> None:
         "cause_id": BORIS,
         "units": [[item_id(3), 0]],
         "shipping": [item_id(3)],
+        "allocations": [[payment(1), 3245]],
     }
 
 

@@ -23,7 +23,7 @@ NUMBERS = {
     "Rank": "pending in_transit delivered returned",
     "ReturnStatus": "requested processed rejected",
     "StockAnswer": "reserved rejected released",
-    "RefundCause": "return stock closed",
+    "RefundCause": "return stock closed grant",
     "DeadlineKind": ("payment stock release label refund ship unshipped deliver return refund_retry"),
     "ClosedBecause": (
         "not_closed cancelled payment_overdue stock_released stock_rejected stock_unanswered not_shipped"

@@ -33,6 +33,7 @@ from domain.order import (
     Cancellation,
     Created,
     Deadline,
+    Grant,
     Item,
     Lapse,
     Order,
@@ -154,8 +155,12 @@ def test_facts_that_are_not_counted_fit_whatever_they_hold(size: int) -> None:
     bounds = limits.limits_of(size)
     assert limits.LARGEST_FACT == 80 + 3 * 4_000 + 1_000 * 24
     assert bounds.uncounted >= 0
-    others = [most for type_, most in bounds.types.items() if type_ != "promise.updated"]
+    few = ("refund.granted", "promise.updated")
+    others = [most for type_, most in bounds.types.items() if type_ not in few]
     assert (bounds.uncounted + 1) * limits.LARGEST_FACT <= min(others)
+    largest: Any = events.decode("refund.granted", *record("refund.granted", large("refund.granted", 1))).fact
+    assert limits.size_of(largest) == 80 + 4_000
+    assert (bounds.uncounted + 1) * limits.size_of(largest) <= bounds.types["refund.granted"]
     # A promise has no text and no list.
     assert (bounds.uncounted + 1) * limits.FACT_BYTES <= bounds.types["promise.updated"]
 
@@ -217,6 +222,7 @@ def short(full: Full) -> dict[str, list[Any]]:
             for fact in full(RefundReply(far, raw, failed, None, False, 100, far))
         ],
         "promises": full(Promise(far, raw, far, far)),
+        "grants": full(Grant(far, raw, 10**15, "EUR", "", raw, raw)),
     }
 
 
@@ -287,24 +293,25 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(
         facts["stock"] = [
             fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, items))
         ]
-    # A refund for each return and each payment, and one for each fact that can turn units; it names a span of
-    # every line that the fact names. Beside them, those that a line of 100,000 units is split into.
-    turning = [*facts["scans"], *facts["stock"]]
-    spans = [(raw, 99_999, 100_000)] * len(items or [raw])
-    small = RefundDecision(
-        far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [], tax=10**15
-    )
+    # A refund for each return, payment and grant, and one for each fact that can turn units; it names a span
+    # of every line that the fact names. Beside them, those that a line of 100,000 units is split into. Each
+    # uses up a payment, or a part of one.
+    turning = [
+        *facts["scans"],
+        *(fact for fact in facts["stock"] if fact.type is not StockAnswer.RESERVED),
+    ]
+    span, part = (raw, 99_999, 100_000), (raw, 10**15)
+
+    def refund(cause: RefundCause, spans: list[Any], shipping: list[bytes], parts: int = 1) -> RefundDecision:
+        return RefundDecision(far, 100_000, 10**15, cause, raw, spans, shipping, far, 10**15, [part] * parts)
+
     pieces = len(created.items) * 10 if size == limits.MESSAGE_BYTES else size // 3 // 24 // 10_000 + 1
-    decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + pieces)
-    decisions += [RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, [], tax=10**15)] * len(
-        turning
-    )
-    whole = [(raw, 99_999, 100_000)] * len(created.items)
-    decisions.append(
-        RefundDecision(
-            far, 100_000, 10**15, RefundCause.STOCK, raw, whole, [raw] * len(created.items), tax=10**15
-        )
-    )
+    decisions = [refund(RefundCause.RETURN, [span], [])] * (len(facts["returns"]) + pieces)
+    decisions += [refund(RefundCause.CLOSED, [], [])] * len(facts["payments"])
+    decisions += [refund(RefundCause.GRANT, [], [])] * len(facts["grants"])
+    decisions += [refund(RefundCause.STOCK, [span] * len(items or [raw]), [])] * len(turning)
+    lines = len(created.items)
+    decisions.append(refund(RefundCause.STOCK, [span] * lines, [raw] * lines, len(facts["payments"])))
     assert sum(map(limits.size_of, decisions)) <= types["refund.decided"]
     order = Order(version=1 << 40, created=created, decisions=decisions, suborders=parts)
     order.lapses = full(Lapse(far, DeadlineKind.SHIP, raw, 100_000, True, False, far, far))
@@ -335,11 +342,17 @@ def test_what_an_order_comes_to_by_itself_fits_its_topics(size: int) -> None:
     assert not limits.is_too_large(ordered(1, units, ""), bounds)
     assert limits.is_too_large(ordered(1, units + 1, ""), bounds) or units == 100_000
     writer = Writer(bytes(16), "EUR")
-    decision = RefundDecision(0, 1, 1, RefundCause.RETURN, bytes(16), [(bytes(16), 0, units)], [])
+    payments = [(bytes(16), 10**15)] * (bounds.types["order.paid"] // 80)
+    decision = RefundDecision(
+        0, 1, 1, RefundCause.RETURN, bytes(16), [(bytes(16), 0, units)], [], 0, None, payments
+    )
     writer.refund_decided(decision)
-    (decided,) = writer.effects
-    assert isinstance(decided, Derived)
-    assert len(encode_data(decided)) + 1024 <= bounds.record
+    order = ordered(lines, 1, "")
+    whole = [(item.item_id, 0, 1) for item in order.items]
+    writer.refund_request(msgspec.structs.replace(decision, units=whole, tax=1), order)
+    for effect in writer.effects:
+        assert isinstance(effect, Derived)
+        assert len(encode_data(effect)) + 1024 <= bounds.record
 
 
 def ordered(lines: int, units: int, sku: str) -> Created:

@@ -127,6 +127,12 @@ def test_columns_that_are_missing_or_twice(header: str, mapping: str, what: str)
         sent((header + ERP_LINES).encode(), mapping)
 
 
+@pytest.mark.parametrize("content", ["", "\n", "\ufeff"])
+def test_a_file_without_a_header_is_told(content: str) -> None:
+    with pytest.raises(SourceError, match="no header, the file or its first line is empty; nothing"):
+        sent(content.encode(), ERP)
+
+
 def test_columns_that_nobody_names_may_stand_twice() -> None:
     content = ERP_HEADER.replace("\n", ";Notiz;Notiz;;\n") + ERP_LINES.replace("\n", ";x;y;;\n")
     job, _, refused = taken(content.encode(), mapping=parse(ERP.encode(), "erp.toml"))

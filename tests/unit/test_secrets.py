@@ -423,6 +423,10 @@ def test_what_redis_parameters_cannot_be(orders: Orders, place: str, name: str) 
         (f"redis://{NOWHERE}/0?sentinel_password={MARK}", "sentinel_password is for redis+sentinel://"),
         (f"unix:///{MARK}?socket_keepalive=1", "socket_keepalive is for TCP"),
         (f"redis://{NOWHERE}/0?password={MARK}%00", "password must be text"),
+        (f"redis://:{MARK}@{NOWHERE}/0?password={MARK}", "password stands before the @ and behind the ?"),
+        (f"unix://u:{MARK}@/nowhere.sock?username={MARK}", "username stands before the @ and behind the ?"),
+        (f"redis://:{MARK}@{NOWHERE}/0?db=0", "db stands in the path and behind the ?; leave one"),
+        (f"redis+sentinel://u:{MARK}@{NOWHERE}/s/1?db=2", "db stands in the path and behind the ?"),
     ],
 )
 def test_what_redis_cannot_use_is_named_by_what_is_known(orders: Orders, url: str, says: str) -> None:
@@ -432,6 +436,48 @@ def test_what_redis_cannot_use_is_named_by_what_is_known(orders: Orders, url: st
         assert err.startswith(f"orders: ORDERS_REDIS=***: {says}")
         assert "Traceback" not in err
         assert MARK not in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:p@h?db=1",
+        "redis://h/?db=1&username=u&password=p",
+        "redis://u@h/1?password=p",
+        "unix://u:p@/nowhere.sock?db=1",
+        "redis+sentinel://u:p@h/s?db=1",
+        "redis+sentinel://u:p@h/s/?db=1&sentinel_password=p",
+    ],
+)
+def test_what_stands_in_a_redis_url_once_may_stand_in_either_place(url: str) -> None:
+    assert RedisUrl(url).get_secret_value() == url
+
+
+def test_a_database_that_redis_has_not_is_told_by_its_number() -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while line := self.rfile.readline():
+                if line.strip() == b"SELECT":
+                    self.wfile.write(b"-ERR DB index is out of range\r\n")
+                elif line.strip() in (b"HELLO", b"CLIENT"):
+                    self.wfile.write(b"+OK\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        at = f"127.0.0.1:{server.server_address[1]}"
+        for url in (f"redis://{at}/77?protocol=2", f"redis://{at}?db=77&protocol=2"):
+            client = open_client(Settings(redis=RedisUrl(url)), timeout=5, retry=ONCE)
+
+            async def ask(client: Any = client) -> None:
+                async with client:
+                    await client.ping()
+
+            with pytest.raises(RedisError) as raised:
+                asyncio.run(ask())
+            assert "refuses what ORDERS_REDIS asks for (it has no database 77); correct" in (
+                main.explain(raised.value) or ""
+            )
+        server.shutdown()
 
 
 def test_a_redis_server_that_repeats_what_it_was_told(

@@ -116,6 +116,40 @@ def test_payments() -> None:
     assert [each.type for each in all_of(Payments(ALWAYS).refund(COMMAND))] == ["refund.failed"]
 
 
+def test_a_refund_goes_back_to_the_payments_that_it_names() -> None:
+    payments = Payments(NEVER)
+    (paid,) = all_of(payments.initiate(COMMAND))
+    payment_id = paid.data["payment_id"]
+
+    def refund(n: int, amount: str, payment_id: str) -> str:
+        command = COMMAND | {"refund_id": f"3a3a3a3a-0000-4000-8000-{n:012d}"}
+        command |= {"allocations": [{"payment_id": payment_id, "amount": amount}]}
+        (answer,) = all_of(payments.refund(command))
+        return str(answer.data.get("reason", answer.type))
+
+    assert refund(1, "7.00", payment_id) == "refund.completed"
+    assert refund(2, "5.01", payment_id) == "more_than_captured"
+    assert refund(3, "5.00", payment_id) == "refund.completed"
+    assert refund(4, "0.01", payment_id) == "more_than_captured"
+    assert refund(2, "5.01", payment_id) == "more_than_captured"
+    assert refund(1, "7.00", payment_id) == "refund.completed", "asked for again, paid once"
+    # Captured before this service began.
+    assert refund(5, "99.00", COMMAND["label_request_id"]) == "refund.completed"
+
+
+def test_customer_service_grants_something_for_some_parcels() -> None:
+    customers = Customers(Behaviour(returns=0, grants=1))
+    (grant,) = all_of(customers.delivered(ORDER, COMMAND["label_request_id"], {ITEM: 3}))
+    headers, value = binary(
+        {"specversion": "1.0", "id": "e", "source": "/s", "type": grant.type, "time": "2026-01-01T00:00:00Z"},
+        grant.data,
+    )
+    assert events.decode(grant.type, headers, value).type == "refund.granted"
+    some = Customers(Behaviour(returns=0, grants=0.1))
+    counts = [bool(all_of(some.delivered(ORDER, str(UUID(int=n)), {ITEM: 1}))) for n in range(300)]
+    assert 10 < sum(counts) < 60
+
+
 def test_customers_send_back_no_more_than_they_got() -> None:
     returned = all_of(
         Customers(Behaviour(returns=1, refusals=0)).delivered(ORDER, COMMAND["label_request_id"], {ITEM: 3})

@@ -283,8 +283,8 @@ def test_members_of_gzip_are_one_file() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no column order_id"),
-        (b"\n", "no column order_id"),
+        (b"", "no header, the file or its first line is empty"),
+        (b"\n", "no header, the file or its first line is empty"),
         (HEADER.encode(), "holds no orders"),
         (HEADER.replace("price", "prize").encode(), "no column price"),
         (HEADER.replace("sku", "price").encode(), "column 'price' stands twice"),

@@ -81,6 +81,7 @@ def test_every_event_is_valid_and_in_the_order_of_its_time(clean: list[SourceEve
         "promise.updated",
         "shipment.updated",
         "order.returned",
+        "refund.granted",
     }
 
 
@@ -137,6 +138,25 @@ def test_what_is_promised_changes_nothing_else_of_an_order() -> None:
         return sorted(events_without)
 
     assert others(0.0) == others(1.0)
+
+
+def test_as_many_orders_have_grants_as_are_asked_for_and_nothing_else_changes() -> None:
+    none, some, every = (
+        [parts(event) for event in generator.events(50, 1, generator.Shares(0, 0, 0), granted=share)]
+        for share in (0, 0.3, 1)
+    )
+    counts = []
+    for stream in (none, some, every):
+        granted = [data for _, data in stream if "grant_id" in data]
+        counts.append(len({data["order_id"].replace("-", "").lower() for data in granted}))
+        others = {(data["order_id"], len(data)) for _, data in stream if "items" in data}
+        assert len(others) >= 50
+    assert counts[0] == 0
+    assert 5 <= counts[1] <= 30
+    paid = [
+        data for _, data in every if "items" in data and "user_id" in data and Decimal(data["total_amount"])
+    ]
+    assert counts[2] == len(paid)
 
 
 def test_facts_are_about_lines_and_sellers_that_the_order_has(clean: list[SourceEvent]) -> None:

@@ -1,7 +1,7 @@
 """States as they lie in changelogs: recorded bytes are read, and written again as they were.
 
 tests/unit/states.txt holds an order's id and its state a line, in hex, written while numbers and tuples stood
-where enums and structs are.
+where enums and structs are; the last line, with a grant, later.
 """
 
 from __future__ import annotations
