@@ -141,6 +141,17 @@ class Held:
                 return candidate.records[0]
         return None
 
+    def appended_of(self, fact: Fact) -> int | None:
+        """When the first record that says this was appended, ms since 1970; None: there is none."""
+        times = [
+            self.raws[record_id][5]
+            for candidate in self.order.candidates.get(fact.key, ())
+            if candidate.fact is fact
+            for record_id in candidate.records
+            if record_id in self.raws
+        ]
+        return min(times, default=None)
+
 
 class Judge:
     """Judges the orders of one lane. `home` tells the partition of a key, `room` how much an order may
@@ -574,7 +585,7 @@ class Judge:
         events = (
             None
             if held is None
-            else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
+            else DerivedEvents(held.readings, held.causes, held.record_of, self._findings, held.appended_of)
         )
         if events is not None and known is not None:
             events.recall(known.seen, [Event(DERIVED[item[2]], *item[3:]) for item in known.last])

@@ -85,16 +85,22 @@ class _Line:
 
 
 def events(
-    orders: int, seed: int = 0, shares: Shares | None = None, taxed: float = 0.4, granted: float = 0.06
+    orders: int,
+    seed: int = 0,
+    shares: Shares | None = None,
+    taxed: float = 0.4,
+    promised: float = 0.3,
+    granted: float = 0.06,
 ) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all. `taxed`, `granted`: the shares of orders with taxes,
-    and of those with a refund.granted, 0 to 1.
+    Memory holds the orders that are still open, not all. `taxed`, `promised`, `granted`: the shares of orders
+    with taxes, of those whose sellers say until when they ship and deliver, and of those with a
+    refund.granted, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    disturbed = _disturb(_encoded(orders, seed, taxed, granted), Random(f"{seed}:disturb"), shares)
+    disturbed = _disturb(_encoded(orders, seed, taxed, promised, granted), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
@@ -109,9 +115,9 @@ def _disturb(
         serial += 1
         if rng.random() < shares.duplicates:
             again = event
-            # A scan's time is part of what it is, so only others can come again as a later
-            # event with the same content.
-            if rng.random() < 0.3 and draft.topic != "shipment.updated":
+            # A scan's time is part of what it is, and a promise's, so only others can come again as a
+            # later event with the same content.
+            if rng.random() < 0.3 and draft.topic not in ("shipment.updated", "promise.updated"):
                 later = draft._replace(time_us=draft.time_us + rng.randrange(1, 3600) * _SECOND)
                 again = _encode(later, order_id, rng)
             heapq.heappush(held, (position + rng.randrange(1, WINDOW), serial, again))
@@ -123,17 +129,19 @@ def _disturb(
 
 
 def _encoded(
-    orders: int, seed: int, taxed: float, granted: float
+    orders: int, seed: int, taxed: float, promised: float, granted: float
 ) -> Iterator[tuple[SourceEvent, _Draft, str]]:
     rng = Random(f"{seed}:wire")
-    for draft, order_id in _drafts(orders, seed, taxed, granted):
+    for draft, order_id in _drafts(orders, seed, taxed, promised, granted):
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(orders: int, seed: int, taxed: float, granted: float) -> Iterator[tuple[_Draft, str]]:
+def _drafts(
+    orders: int, seed: int, taxed: float, promised: float, granted: float
+) -> Iterator[tuple[_Draft, str]]:
     """Everything that happens, in the order of its times."""
     rng = Random(f"{seed}:orders")
-    world = _World(rng, orders, taxed, granted)
+    world = _World(rng, orders, taxed, promised, granted)
     held: list[tuple[int, int, _Draft, str]] = []
     serial = 0
     start = EPOCH_US
@@ -184,8 +192,9 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int, taxed: float, granted: float) -> None:
+    def __init__(self, rng: Random, orders: int, taxed: float, promised: float, granted: float) -> None:
         self.taxed = taxed
+        self.promised = promised
         self.granted = granted
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
@@ -262,6 +271,7 @@ class _Life:
         discount = rng.randrange(goods // 4 + 1) if rng.random() < 0.3 else 0
         included, tax = self._tax(discount)
         total = goods + shipping - discount + (0 if included else tax)
+        promises = self._promise(start)
         self._tell(
             start,
             "order.created",
@@ -274,6 +284,8 @@ class _Life:
             items=[line.data for line in self.lines],
             **self._cart(start),
         )
+        for at, promise in promises:
+            self._tell(at, "promise.updated", **promise)
         return total
 
     def _cart(self, start: int) -> dict[str, str]:
@@ -282,6 +294,28 @@ class _Life:
         if rng.random() < 0.5:
             return {}
         return {"cart_id": _uuid(rng), "cart_created_at": rfc3339(start - rng.randrange(86_400_000_000))}
+
+    def _promise(self, start: int) -> list[tuple[int, dict[str, Any]]]:
+        """Let the sellers of some orders say until when they ship and deliver their lines: soon enough for
+        some to be late. Return (when, what) of what some of them promise anew.
+        """
+        rng = Random(f"{self.order_id}:promise")
+        if rng.random() >= self.world.promised:
+            return []
+        updates: list[tuple[int, dict[str, Any]]] = []
+        for line in self.lines:
+            line.data["ship_by"] = rfc3339(start + rng.randrange(_HOUR, 3 * _DAY))
+            if rng.random() < 0.7:
+                line.data["deliver_by"] = rfc3339(start + rng.randrange(2 * _DAY, 9 * _DAY))
+        for seller in self._sellers():
+            at = start
+            while rng.random() < 0.2:
+                at += rng.randrange(_HOUR, 2 * _DAY)
+                promise = {"seller_id": seller, "ship_by": rfc3339(at + rng.randrange(_HOUR, 3 * _DAY))}
+                if rng.random() < 0.5:
+                    promise["deliver_by"] = rfc3339(at + rng.randrange(3 * _DAY, 9 * _DAY))
+                updates.append((at, promise))
+        return updates
 
     def _tax(self, discount: int) -> tuple[bool | None, int]:
         """Put taxes on the lines of some orders. Return whether prices include them (None: there are none),

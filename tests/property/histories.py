@@ -26,9 +26,11 @@ from domain.order import (
     Deadline,
     Grant,
     Item,
+    Lapse,
     Order,
     Payment,
     PaymentFailure,
+    Promise,
     RefundReply,
     ReturnStage,
     Scan,
@@ -82,15 +84,21 @@ def created_event(rng: Random, currency: str = "EUR") -> Created:
     goods = sum(item.price * item.quantity for item in items)
     discount = rng.choice((None, *2 * [up_to(rng, goods)]))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    for item in items if rng.random() < 0.5 else ():
+        item.ship_by, item.deliver_by = _maybe_time(rng), _maybe_time(rng)
     region = rng.choice((None, "SP"))
     created = Created(_time(rng), raw_id(0xD0, 0), region, currency, total, discount, items)
     created.cart_id = rng.choice((None, raw_id(0xE0, 0), raw_id(0xE0, 1)))
-    created.cart_created_at = rng.choice((None, _time(rng)))
+    created.cart_created_at = _maybe_time(rng)
     return taxed(created, rng)
 
 
 def _time(rng: Random) -> int:
     return rng.randint(0, 6) * 3_600_000_000
+
+
+def _maybe_time(rng: Random) -> int | None:
+    return rng.choice((None, _time(rng)))
 
 
 def taxed(created: Created, rng: Random, included: bool | None = None) -> Created:
@@ -164,12 +172,26 @@ def _fact(rng: Random, created: Created) -> tuple[str, Any]:
     refund = ids.uuid5(ORDER_ID, f"refund:{rng.randint(0, 1)}")
     if kind == "deadline.passed":
         what = rng.choice(list(DeadlineKind))
-        subject = (None, seller, seller, seller, refund)[what]
-        return kind, Deadline(time, what, subject, rng.randint(1, 2), rng.choice((False, True)))
+        attempt = rng.randint(1, 2)
+        if what >= DeadlineKind.SHIP:
+            subject, due = _lapsed(what, seller, refund, _time(rng))
+            # The attempt is no part of the key of one that says what was due.
+            return kind, Lapse(time, what, subject, 1 if due is not None else attempt, True, due=due)
+        whose = (None, seller, seller, seller, refund)[what]
+        return kind, Deadline(time, what, whose, attempt, rng.choice((False, True)))
+    if kind == "promise.updated":
+        return kind, Promise(time, seller, _maybe_time(rng), _maybe_time(rng))
     if kind.startswith("refund."):
-        return kind, RefundReply(time, refund, kind == "refund.failed")
+        return kind, RefundReply(time, refund, kind == "refund.failed", attempt=rng.randint(1, 2))
     example = events.decode(kind, *record(kind, VALID[kind])).fact
     return kind, msgspec.structs.replace(example, time=time)
+
+
+def _lapsed(what: DeadlineKind, seller: bytes, refund: bytes, due: int) -> tuple[bytes, int | None]:
+    """Whose lapse of this kind is, and what was due."""
+    if what is DeadlineKind.RETURN:
+        return raw_id(3, 0), None
+    return (refund, None) if what is DeadlineKind.REFUND_RETRY else (seller, due)
 
 
 def history(seed: int, kept: int) -> list[Event]:

@@ -24,7 +24,8 @@ from audit.derived import DERIVED, DerivedEvents
 from audit.derived import Event as DerivedEvent
 from audit.findings import Finding, Findings, Report
 from audit.index import Index
-from contracts import ids, outgoing
+from audit.promises import DELIVER, SHIP
+from contracts import ids, outgoing, times
 from contracts.errors import Refused
 from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
@@ -33,6 +34,7 @@ from domain.anomalies import anomalies
 from domain.fold import fold
 from domain.order import Created, Order, RefundDecision
 from domain.shapes import Derived, Event, LateRefusal
+from domain.status import view_of
 from sinks.schema import TABLES
 from tables import codec
 from tests.property.histories import RANDOMS, SAME_IN_ANY_ORDER, histories
@@ -51,6 +53,9 @@ ANOMALIES = {
     "release_unanswered": "release_unanswered",
     "label_unscanned": "label_unscanned",
     "refund_unconfirmed": "refund_unconfirmed",
+    "late_to_ship": "late_to_ship",
+    "late_to_deliver": "late_to_deliver",
+    "return_overdue": "return_overdue",
 }
 """Our code -> the reference's, as far as both have them."""
 
@@ -66,6 +71,8 @@ class Told(NamedTuple):
     commands: dict[tuple[str, str], Any]
     refunds: dict[tuple[str, str], Any]
     anomalies: set[str]
+    promises: dict[str, tuple[str | None, ...]]
+    """Seller -> until when its parts are promised to be shipped and delivered, and since when it is late."""
     version: int
 
 
@@ -145,7 +152,7 @@ class Ours:
             for each in self.derived[order_id]
             if each.type in OUR_IDS
         ]
-        published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]
+        published = [(type_, f"{data[OUR_IDS[type_]]}{_attempt_of(data)}", data) for type_, data in kept]
         return Told(
             {name: sorted(each, key=repr) for name, each in tables.items()},
             Counter(code for code, *_ in self.refused[order_id]),
@@ -156,8 +163,22 @@ class Ours:
                 for text in anomalies(order, order_id)
                 if (code := text.partition(":")[0]) in ANOMALIES
             },
+            _promises(order),
             order.version,
         )
+
+
+def _attempt_of(data: dict[str, Any]) -> str:
+    return f":{data['attempt']}" if "attempt" in data else ""
+
+
+def _promises(order: Order) -> dict[str, tuple[str | None, ...]]:
+    return {
+        ids.text(part.seller_id): tuple(
+            None if by is None else times.text(by) for by in (part.ship_by, part.deliver_by, part.late_since)
+        )
+        for part in (view_of(order).suborders if order.created is not None else ())
+    }
 
 
 def hashable(value: Any) -> Any:
@@ -286,6 +307,17 @@ class Theirs:
             {key: data for key, data in derived.items() if key[0] in SAME_IN_ANY_ORDER},
             {key: data for key, data in derived.items() if key[0] == "refund.request"},
             {each.code for each in reading.anomalies()} & set(ANOMALIES.values()),
+            {
+                seller: tuple(
+                    None if by is None else by.isoformat()
+                    for by in (
+                        reading.promised(SHIP, seller),
+                        reading.promised(DELIVER, seller),
+                        reading.late_since(seller),
+                    )
+                )
+                for seller in (reading.sellers if reading.created else ())
+            },
             reading.version,
         )
 
@@ -314,6 +346,7 @@ def compare(records: list[Record], pace: int) -> None:
         assert mine.version == other.version
         assert mine.refused == other.refused
         assert mine.anomalies == other.anomalies
+        assert mine.promises == other.promises
         for here, there in ((mine.commands, other.commands), (mine.refunds, other.refunds)):
             assert set(here) == set(there)
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
@@ -390,7 +423,7 @@ def test_dense_orders(seed: int) -> None:
     rivals, ties, corrections.
     """
     rng = Random(seed)
-    records = [each for n in range(100) for each in dense(n, rng)]
+    records = [each for n in range(100) for each in dense(n, rng, lapses=True)]
     rng.shuffle(records)
     compare(records, rng.randint(1, 4))
 

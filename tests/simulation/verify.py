@@ -40,6 +40,9 @@ the field that is their id.
 """
 
 
+MOVED = ("in_transit", "delivered", "returned")
+
+
 class Verifier:
     """Looks at one world at rest."""
 
@@ -538,12 +541,23 @@ def _answers(fact: Fact, deadline: Fact) -> bool:
             fact.type in ("refund.completed", "refund.failed")
             and content["refund_id"] == deadline.content["refund_id"]
         )
+    if what == "refund_retry":
+        return fact.type == "refund.completed" and content["refund_id"] == deadline.content["refund_id"]
+    if what == "return":
+        return (
+            fact.type == "order.returned"
+            and content["return_id"] == deadline.content["return_id"]
+            and content["status"] != "requested"
+        )
     if content.get("seller_id") != deadline.content.get("seller_id"):
         return False
     if what == "stock":
         return fact.type in ("stock.reserved", "stock.rejected", "stock.released", "shipment.updated")
     if what == "label":
-        return fact.type == "shipment.updated"
+        return fact.type == "shipment.updated" and content["status"] != "pending"
+    if what in ("ship", "unshipped", "deliver"):
+        moved = fact.type == "shipment.updated" and content.get("items") is None
+        return moved and content["status"] in (("delivered", "returned") if what == "deliver" else MOVED)
     return (
         what == "release"
         and fact.type in ("stock.rejected", "stock.released")

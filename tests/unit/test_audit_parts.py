@@ -19,7 +19,7 @@ from aiokafka.partitioner import murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit import derived, reference, spill, states
+from audit import derived, followed, reference, spill, states
 from audit import topics as audit_topics
 from audit.findings import Finding, Findings, Report
 from audit.index import Index, Letter
@@ -88,8 +88,8 @@ def test_it_judges_derived_events_as_their_specs_say() -> None:
         return {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.varies in varies}
 
     assert ids_of("never", "decided") == derived.SAME
-    assert ids_of("command") == derived.VARYING
-    assert tuple(ids_of("notice")) == derived.NOTICES
+    assert ids_of("command") == {**derived.VARYING, followed.LATE: None}
+    assert tuple(ids_of("notice")) == tuple(name for name in derived.NOTICES if name != followed.LATE)
 
 
 @given(st.binary(max_size=60), st.integers(1, 1024))
