@@ -10,10 +10,10 @@ from collections.abc import Container
 from typing import Final, NamedTuple
 
 from contracts import ids, money, times
-from contracts.statuses import RefundStatusText
+from contracts.statuses import ClosedBecauseText, RefundStatusText
 from domain.enums import ClosedBecause, Rank
 from domain.lapses import is_retry, latest_attempt
-from domain.order import Order, Payment, PaymentFailure, RefundReply
+from domain.order import Order, Payment, PaymentFailure, PublishedSuborder, RefundReply
 from domain.promises import has_promises
 from domain.shapes import OrderRow, PaymentRow, RefundRow, SuborderRow
 from domain.status import view_of
@@ -88,6 +88,11 @@ def _promised(order: Order, totals: RunningTotals | None) -> dict[bytes, _Promis
     }
 
 
+def _closed_because(part: PublishedSuborder) -> ClosedBecauseText | None:
+    because = ClosedBecause.NOT_SHIPPED if part.not_shipped else part.because
+    return None if because is _NOT_CLOSED else because.text
+
+
 def _text(micros: int | None) -> str | None:
     return None if micros is None else times.text(micros)
 
@@ -116,7 +121,7 @@ def suborder_rows(
                 region=row.region,
                 seller_id=seller,
                 status=part.status.text,
-                closed_because=None if part.because is _NOT_CLOSED else part.because.text,
+                closed_because=_closed_because(part),
                 currency=row.currency,
                 items_amount=money.text(part.items_amount, digits),
                 shipping_amount=money.text(part.shipping, digits),
