@@ -82,13 +82,17 @@ def address(path: str, *parts: object, **query: object) -> str:
 
 _templates: Final = _environment()
 
+PARTS: Final = frozenset(each for each in _templates.list_templates() if each.endswith("_live.html"))
+"""The parts of pages that change while they are looked at."""
+
 
 def page(
     request: Request, name: str, seen_by: Visitor, values: Mapping[str, Any], status: int = 200
 ) -> HTMLResponse:
-    """A page of a template; with `?part=live` only its part that changes, which such a page has."""
-    template = f"{name}_live" if request.query_params.get("part") == LIVE else name
-    html = _templates.get_template(f"{template}.html").render(
+    """A page of a template; with `?part=live` only its part that changes, if it has one."""
+    part = f"{name}_live.html"
+    only_part = request.query_params.get("part") == LIVE and part in PARTS
+    html = _templates.get_template(part if only_part else f"{name}.html").render(
         visitor=seen_by,
         role=text(f"role_{seen_by.role.name.lower()}"),
         personal=seen_by.role.personal,
