@@ -112,13 +112,11 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
         state = choice(request, "state", STATES)
         wanted = {name: request.query_params.get(name) or None for name in ("reason", "topic", "hour")}
         since = 0 if hours == "0" else int((time.time() - int(hours) * 3600) * 1000)
-        found, left = await reads.letters(since)
-        with_state = [
-            (letter, its)
-            for letter, note in found
-            if (its := state_of(reads.settings, letter, note)) and state in (None, its)
+        letters_, left = await reads.letters(since)
+        with_state = [(letter, state_of(reads.settings, letter, note)) for letter, note in letters_]
+        matching = [
+            (letter, its) for letter, its in with_state if state in (None, its) and _is_like(letter, wanted)
         ]
-        matching = [each for each in with_state if _is_like(each[0], wanted)]
         values = {
             "groups": letter_view.groups(letter for letter, _ in matching),
             "letters": matching[: -SHOWN - 1 : -1],
@@ -128,8 +126,10 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
             "filters": {"hours": hours, "state": state, **wanted},
             "hours": HOURS,
             "states": STATES,
-            "reasons": sorted({letter.reason for letter, _ in found} | {wanted["reason"] or ""} - {""}),
-            "topics": sorted({letter.record.topic for letter, _ in found} | {wanted["topic"] or ""} - {""}),
+            "reasons": sorted({letter.reason for letter, _ in letters_} | {wanted["reason"] or ""} - {""}),
+            "topics": sorted(
+                {letter.record.topic for letter, _ in letters_} | {wanted["topic"] or ""} - {""}
+            ),
         }
         return page(request, "dead_letters", seen_by, values)
 
@@ -138,18 +138,18 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
         partition, offset = (number_of(part) for part in ([*id_.split(":"), ""])[:2])
         if partition is None or offset is None or id_.count(":") != 1:
             raise NotFound(text("no_page"))
-        found, note = await reads.letter(partition, offset)
-        value = b"" if found.value is None or not seen_by.role.personal else found.value
+        letter_, note = await reads.letter(partition, offset)
+        value = b"" if letter_.value is None or not seen_by.role.personal else letter_.value
         values = {
-            "letter": found,
+            "letter": letter_,
             "note": note,
-            "state": state_of(reads.settings, found, note),
-            "means": REASONS.get(found.reason, text("unknown_reason")),
-            "shown": letter_view.value_of(found),
+            "state": state_of(reads.settings, letter_, note),
+            "means": REASONS.get(letter_.reason, text("unknown_reason")),
+            "shown": letter_view.value_of(letter_),
             "hex": letter_view.in_hex(value),
             "most": letter_view.HEX_BYTES,
-            "key": _text(found.key),
-            "headers": [(name, _text(each)) for name, each in found.headers],
+            "key": _text(letter_.key),
+            "headers": [(name, _text(each)) for name, each in letter_.headers],
         }
         return page(request, "dead_letter", seen_by, values)
 
@@ -199,14 +199,16 @@ def _show_an_order(app: FastAPI, reads: Sources) -> None:
         order_id = uuid_of(id_)
         since, until = moment_of(request, "from"), moment_of(request, "to")
         begin = 0 if since is None else int(since.timestamp() * 1000)
-        found = await reads.records(order_id, begin, None if until is None else int(until.timestamp() * 1000))
+        search = await reads.records(
+            order_id, begin, None if until is None else int(until.timestamp() * 1000)
+        )
         shown = [
             (each, [(name, _text(value)) for name, value in each.headers], _text(each.value))
-            for each in found.records
+            for each in search.records
         ]
         values = {
             "order_id": order_id,
-            "found": found,
+            "found": search,
             "records": shown,
             "from_": request.query_params.get("from", ""),
             "to": request.query_params.get("to", ""),
@@ -254,10 +256,10 @@ def _show_lists(app: FastAPI, reads: Sources) -> None:
 def _show_what_is_found(app: FastAPI, reads: Sources) -> None:
     @app.get("/find")
     async def find(request: Request, seen_by: Seen) -> Response:
-        found = await look_for(reads, request.query_params.get("q", ""), seen_by)
-        if len(found.hits) == 1:
-            return RedirectResponse(found.hits[0].path, 303, headers=dict(HEADERS))
-        return page(request, "found", seen_by, {"found": found}, 200 if found.hits else 404)
+        search = await look_for(reads, request.query_params.get("q", ""), seen_by)
+        if len(search.hits) == 1:
+            return RedirectResponse(search.hits[0].path, 303, headers=dict(HEADERS))
+        return page(request, "found", seen_by, {"found": search}, 200 if search.hits else 404)
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------

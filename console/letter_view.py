@@ -24,16 +24,16 @@ class Group(NamedTuple):
     hour: str
     reason: str
     topic: str
-    count: int
+    letters: int
 
 
 def groups(letters: Iterable[DeadLetter]) -> list[Group]:
     """Letters by hour, reason and topic: the newest hour first, in it the most first."""
     counts = Counter((hour_of(each), each.reason, each.record.topic) for each in letters)
-    found = [Group(*key, count) for key, count in counts.items()]
-    found.sort(key=lambda each: (each.reason, each.topic))
-    found.sort(key=lambda each: (each.hour, each.count), reverse=True)
-    return found
+    all_of_them = [Group(*key, count) for key, count in counts.items()]
+    all_of_them.sort(key=lambda each: (each.reason, each.topic))
+    all_of_them.sort(key=lambda each: (each.hour, each.letters), reverse=True)
+    return all_of_them
 
 
 def hour_of(letter: DeadLetter) -> str:
@@ -93,15 +93,15 @@ def _steps(path: str) -> list[str | int]:
 
 def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...] | None:
     """The longest part of a path that is there; None: there is nothing of it."""
-    found: list[str | int] = []
+    place: list[str | int] = []
     for step in steps:
         is_member = isinstance(document, dict) and step in document
         is_element = isinstance(document, list) and isinstance(step, int) and step < len(document)
         if not (is_member or is_element):
             break
         document = document[step]
-        found.append(step)
-    return tuple(found) or None
+        place.append(step)
+    return tuple(place) or None
 
 
 def _lines(

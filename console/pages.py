@@ -30,32 +30,34 @@ LIVE: Final = "live"
 
 
 def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("console", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"t": text, "address": address}
-    made.filters |= {"moment": moment, "number": number, "short": short, "pretty": pretty}
-    return made
+    environment.globals |= {"t": text, "address": address}
+    environment.filters |= {"moment": moment, "number": number, "short": short, "pretty": pretty}
+    return environment
 
 
 def moment(value: str | float | datetime | None) -> str:
     """A time to the second, in UTC: of RFC 3339, of seconds since 1970. What is none stays as it is. Pure."""
     if value is None:
         return text("unknown")
-    if isinstance(value, str):
+    if isinstance(value, datetime):
+        time = value
+    elif isinstance(value, str):
         try:
-            value = datetime.fromisoformat(value)
+            time = datetime.fromisoformat(value)
         except ValueError:
             return value
-    elif not isinstance(value, datetime):
-        value = datetime.fromtimestamp(value, UTC)
-    if value.tzinfo is not None:
-        value = value.astimezone(UTC)
-    return f"{value:%Y-%m-%d %H:%M:%S}"
+    else:
+        time = datetime.fromtimestamp(value, UTC)
+    if time.tzinfo is not None:
+        time = time.astimezone(UTC)
+    return f"{time:%Y-%m-%d %H:%M:%S}"
 
 
 def number(value: float) -> str:

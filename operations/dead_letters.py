@@ -337,8 +337,8 @@ async def recent(settings: Settings, time: int, most: int) -> tuple[list[Found],
     async with Letters(settings) as letters:
         left, pairs = await letters.since(time, most)
         async with aclosing(pairs):
-            found = [(_slim(letter), note) async for letter, note in pairs]
-    return sorted(found, key=_age), left
+            newest = [(_slim(letter), note) async for letter, note in pairs]
+    return sorted(newest, key=_age), left
 
 
 async def find(settings: Settings, topic: str | None, partition: int, offset: int) -> Found:

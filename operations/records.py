@@ -52,7 +52,7 @@ async def of_order(
     key = str(order_id).encode()
     known = await lanes(settings)
     numbers = sources(partition_of(key, known.number), known.former)
-    found: list[Raw] = []
+    of_it: list[Raw] = []
     looked_at = 0
     deadline = asyncio.get_running_loop().time() + seconds
     async with LogReader(settings, "orders-records", max_poll_records=10_000) as log:
@@ -63,10 +63,10 @@ async def of_order(
             async with aclosing(log.read(place, starts[place], ends[place])) as stretches:
                 async for records, _ in stretches:
                     looked_at += len(records)
-                    found += [_raw(record) for record in records if (record.key or b"").lower() == key]
-                    if len(found) > MOST or asyncio.get_running_loop().time() > deadline:
-                        return RawRecords(_by_time(found)[:MOST], looked_at, whole=False)
-    return RawRecords(_by_time(found), looked_at, whole=True)
+                    of_it += [_raw(record) for record in records if (record.key or b"").lower() == key]
+                    if len(of_it) > MOST or asyncio.get_running_loop().time() > deadline:
+                        return RawRecords(_by_time(of_it)[:MOST], looked_at, whole=False)
+    return RawRecords(_by_time(of_it), looked_at, whole=True)
 
 
 def _raw(record: Any) -> Raw:

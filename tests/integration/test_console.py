@@ -11,6 +11,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
+from markupsafe import escape
 
 from console.app import create_app
 from console.texts import EN
@@ -49,11 +50,13 @@ async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path
             await _with_a_worker(browser)
             connection = await asyncpg.connect(fresh.postgres.get_secret_value())
             try:
-                order_id, user_id, seller_id, number = await connection.fetchrow(
+                row = await connection.fetchrow(
                     "SELECT s.order_id, s.user_id, s.seller_id, s.tracking_number FROM orders_shipment s"
                     " JOIN orders_return r ON r.order_id = s.order_id WHERE s.tracking_number IS NOT NULL"
                     " LIMIT 1"
                 )
+                assert row is not None
+                order_id, user_id, seller_id, number = row
                 parcel_id = await connection.fetchval(
                     "SELECT id FROM orders_shipment WHERE order_id = $1 LIMIT 1", order_id
                 )
@@ -61,11 +64,11 @@ async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path
                 await connection.close()
             await _of_an_order(browser, str(order_id))
             for text in (str(order_id), str(order_id)[:8], str(parcel_id), number):
-                found = await browser.get("/find", params={"q": text})
-                assert found.headers["location"] == f"/orders/{order_id}"
+                answer = await browser.get("/find", params={"q": text})
+                assert answer.headers["location"] == f"/orders/{order_id}"
             for path in (f"/users/{user_id}", f"/sellers/{seller_id}"):
-                found = await browser.get("/find", params={"q": path.rpartition("/")[2]})
-                assert found.headers["location"] == path
+                answer = await browser.get("/find", params={"q": path.rpartition("/")[2]})
+                assert answer.headers["location"] == path
                 assert f"/orders/{order_id}" in await get(browser, path)
             assert EN["no_jobs"] in await get(browser, "/jobs")
             assert running.terminate() == 0
@@ -119,7 +122,7 @@ async def test_servers_that_are_away_are_said(fresh: Settings, nowhere: int) -> 
     )
     async with opened(without_postgres) as browser:
         assert "postgres doesn&#39;t answer" in await get(browser, "/")
-        assert EN["status_503"] in await get(browser, "/jobs", 503)
+        assert str(escape(EN["status_503"])) in await get(browser, "/jobs", 503)
         await get(browser, "/find?q=0a0a0a0a", 503)
     async with opened(fresh.model_copy(update={"kafka": f"127.0.0.1:{nowhere}"})) as browser:
         assert "Kafka doesn&#39;t answer" in await get(browser, "/")

@@ -56,7 +56,7 @@ def order(text: str = "plain") -> Order:
 
 def letter(text: str = "plain", **changes: Any) -> DeadLetter:
     """A dead letter whose every field is this text."""
-    whole = {
+    whole: dict[str, Any] = {
         "partition": 1,
         "offset": 7,
         "reason": text,
@@ -115,8 +115,9 @@ class Made(Sources):
         ]
         returns = [Return(UUID(returned(1)), UUID(item_id(1)), 1, "processed", None, TIME, TIME, 1)]
         head = self._head()
-        fields = [getattr(head, name) for name in Head.__slots__]
-        return OrderDetails(*fields, self.text, "0", "0", [], parcels, returns)
+        fields: list[Any] = [getattr(head, name) for name in Head.__slots__]
+        fields += [self.text, "0", "0", [], parcels, returns]
+        return OrderDetails(*fields)
 
     async def records(self, order_id: UUID, since: int, until: int | None) -> RawRecords:
         self._need("kafka")

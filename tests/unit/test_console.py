@@ -1,4 +1,4 @@
-"""The console's pages from made-up data: what is shown to whom, what is escaped, what goes wrong."""
+"""The console's pages from shows-up data: what is shown to whom, what is escaped, what goes wrong."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_what_is_no_json_is_shown_as_bytes(value: bytes | None) -> None:
 def test_letters_are_grouped_by_hour_reason_and_topic() -> None:
     late = letter("late", time="2027-01-15T08:00:00Z")
     groups = letter_view.groups([letter("a"), letter("b"), letter("a"), late])
-    assert [(each.hour, each.reason, each.count) for each in groups] == [
+    assert [(each.hour, each.reason, each.letters) for each in groups] == [
         ("2027-01-15T08", "late", 1),
         ("2027-01-15T07", "a", 2),
         ("2027-01-15T07", "b", 1),
@@ -237,9 +237,9 @@ def test_a_key_is_the_password_of_any_name(header: str | None, key: str | None) 
 
 async def test_below_support_nothing_personal_is_shown(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    made = Made("secret-text")
-    made.hits = [("user", UUID(USER))]
-    async with console(made, keys) as browser:
+    shows = Made("secret-text")
+    shows.hits = [("user", UUID(USER))]
+    async with console(shows, keys) as browser:
         viewer, support = ("anybody", new_key(keys, "view")), ("anybody", new_key(keys, "all"))
         for path in (f"/orders/{ORDER}", "/dead-letters", "/dead-letters/1:7"):
             answer = await browser.get(path, auth=viewer)
@@ -248,9 +248,9 @@ async def test_below_support_nothing_personal_is_shown(tmp_path: Path) -> None:
             assert EN["masked"] in answer.text
         shown = (await browser.get("/dead-letters/1:7", auth=viewer)).text
         assert "&#34;price&#34;" not in shown
-        made.away.add("kafka")
+        shows.away.add("kafka")
         assert USER not in (await browser.get(f"/orders/{ORDER}", auth=viewer)).text
-        made.away.clear()
+        shows.away.clear()
         for path in (f"/users/{USER}", f"/orders/{ORDER}/records"):
             assert (await browser.get(path, auth=viewer)).status_code == 403
             assert (await browser.get(path, auth=support)).status_code == 200
@@ -284,14 +284,14 @@ async def test_without_keys_only_this_machine_is_answered() -> None:
 
 
 async def test_what_is_found_leads_there_and_what_is_not_is_said() -> None:
-    made = Made()
-    async with console(made) as browser:
+    shows = Made()
+    async with console(shows) as browser:
         whole = await browser.get("/find", params={"q": f" {ORDER[:8]} "})
-        made.hits = [("parcel", UUID(ORDER))]
+        shows.hits = [("parcel", UUID(ORDER))]
         by_parcel = await browser.get("/find", params={"q": USER})
-        made.hits = [("user", UUID(USER)), ("seller", UUID(USER))]
+        shows.hits = [("user", UUID(USER)), ("seller", UUID(USER))]
         several = await browser.get("/find", params={"q": USER})
-        made.hits = []
+        shows.hits = []
         nothing = await browser.get("/find", params={"q": USER})
         empty = await browser.get("/find?q=")
     assert whole.headers["location"] == by_parcel.headers["location"] == f"/orders/{ORDER}"
@@ -307,9 +307,9 @@ async def test_what_is_found_leads_there_and_what_is_not_is_said() -> None:
 
 @pytest.mark.parametrize("server", ["kafka", "postgres"])
 async def test_an_outage_is_a_message(server: str) -> None:
-    made = Made()
-    made.away = {server}
-    async with console(made) as browser:
+    shows = Made()
+    shows.away = {server}
+    async with console(shows) as browser:
         answers = {path: await browser.get(path) for path in (*PAGES, "/find?q=0a0a0a0a")}
     assert answers["/"].status_code == 200
     for path, answer in answers.items():
@@ -323,19 +323,19 @@ async def test_an_outage_is_a_message(server: str) -> None:
 
 
 async def test_what_isnt_there_and_what_breaks_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Made()
+    shows = Made()
 
     async def broken() -> None:
         raise RuntimeError("secret")
 
-    async with console(made) as browser:
+    async with console(shows) as browser:
         missing = [await browser.get(path) for path in ("/nothing", "/dead-letters/1:8", f"/orders/{USER}")]
         wrong = [
             await browser.get(path)
             for path in ("/orders/x", f"/orders/{ORDER}?as_of=soon", f"/sellers/{ANNA}?cursor=bad")
         ]
         post = await browser.post("/")
-        monkeypatch.setattr(made, "glance", broken)
+        monkeypatch.setattr(shows, "glance", broken)
         failed = await browser.get("/")
     assert {each.status_code for each in missing} == {404}
     assert {each.status_code for each in wrong} == {422}
