@@ -56,7 +56,12 @@ async def of_order(
     looked_at = 0
     deadline = asyncio.get_running_loop().time() + seconds
     async with LogReader(settings, "orders-records", max_poll_records=10_000) as log:
-        places = [TopicPartition(topic, number) for topic in LANE for number in numbers]
+        # A topic that isn't there yet would be waited for.
+        places = [
+            TopicPartition(topic, number)
+            for topic in LANE
+            for number in sorted((await log.partitions(topic)).intersection(numbers))
+        ]
         starts = await log.since(places, since)
         ends = await log.ends(places) if until is None else await log.since(places, until)
         for place in places:
