@@ -117,6 +117,7 @@ class Made(Sources):
         head = self._head()
         fields: list[Any] = [getattr(head, name) for name in Head.__slots__]
         fields += [self.text, "0", "0", [], parcels, returns]
+        fields += [[], [], [], None, None]
         return OrderDetails(*fields)
 
     async def records(self, order_id: UUID, since: int, until: int | None) -> RawRecords:
@@ -133,7 +134,8 @@ class Made(Sources):
         if at == "bad":
             raise ValueError
         parcels = [Parcel(UUID(parcel(1)), UUID(ANNA), "delivered", self.text, self.text, None)]
-        one = Sold(UUID(ANNA), UUID(ORDER), TIME, "shipped", "EUR", 1, "1.00", "0.00", 3, parcels)
+        live: list[Any] = ["shipped", "1.00", None, "0", "0"] + [1] * (len(Sold.__slots__) - 15)
+        one = Sold(UUID(ANNA), UUID(ORDER), TIME, "shipped", "EUR", 1, "1.00", "0.00", 3, parcels, *live)
         return Suborders([one], self.text)
 
     async def letters(self, since: int) -> tuple[list[Found], int]:
