@@ -11,10 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from audit.reference import Fact
+Fact: TypeAlias = Any
+"""That of audit.reference, which imports this module."""
 
 SHIP, UNSHIPPED, DELIVER = "ship", "unshipped", "deliver"
 BY: Final = {SHIP: "ship_by", UNSHIPPED: "ship_by", DELIVER: "deliver_by"}

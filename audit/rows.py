@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 from audit.promises import DELIVER, SHIP
 
-if TYPE_CHECKING:  # which imports this module
-    from audit.reference import Decision, Fact, Reading, Suborder
-
 Row = tuple[Any, ...]
+# Those of audit.reference, which imports this module.
+Decision: TypeAlias = Any
+Fact: TypeAlias = Any
+Reading: TypeAlias = Any
+Suborder: TypeAlias = Any
 _PAYMENTS: Final = ("order.paid", "payment.failed")
 _REPLIES: Final = ("refund.completed", "refund.failed")
 
@@ -152,4 +154,5 @@ def _refund(reading: Reading, refund_id: str, decision: Decision, replies: Seque
 
 def _latest_asked(reading: Reading, refund_id: str) -> int:
     """Which attempt at a refund was asked for last."""
-    return max(reading.retries.get(refund_id, (1,)))
+    attempts: dict[int, Fact] = reading.retries.get(refund_id, {})
+    return max(attempts, default=1)

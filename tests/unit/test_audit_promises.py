@@ -141,7 +141,7 @@ def test_a_promise_of_a_strange_seller_is_refused() -> None:
     reading = fold(order(), promise(1, BOB, ship_by=5))
     assert [each.code for each in reading.refused.values()] == ["order_seller"]
     assert reading.version == 2
-    assert reading.rows()["orders_order"][0][9] == at(0).replace("Z", "+00:00")
+    assert reading.rows()["orders_order"][0][11] == at(0).replace("Z", "+00:00")
     assert len(fold(promise(1, BOB, ship_by=5)).waiting()) == 1
 
 
