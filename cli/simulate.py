@@ -70,7 +70,14 @@ def simulate_command(
     if seed is None:
         seed = secrets.randbelow(1_000_000_000)
     behaviour = Behaviour(
-        silence, refusals, duplicates, cancellations, returns, delay, seed, unshipped=unshipped
+        silence=silence,
+        refusals=refusals,
+        duplicates=duplicates,
+        cancellations=cancellations,
+        returns=returns,
+        delay=delay,
+        seed=seed,
+        unshipped=unshipped,
     )
     result = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout))
     _report(result, seed, as_json)

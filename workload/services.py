@@ -48,7 +48,7 @@ def _only(message: Message) -> Steps:
     return [message]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
     """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
     answers sent twice. `cancellations` and `returns`: of orders and delivered lines; `grants`: of delivered

@@ -53,6 +53,9 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
         rows.items += [structs.replace(row, region=region) for row in one.items]
         rows.shipments += [structs.replace(row, region=region) for row in one.shipments]
         rows.returns += [structs.replace(row, region=region) for row in one.returns]
+        rows.suborders += [structs.replace(row, region=region) for row in one.suborders]
+        rows.payments += [structs.replace(row, region=region) for row in one.payments]
+        rows.refunds += [structs.replace(row, region=region) for row in one.refunds]
     return rows
 
 
