@@ -240,7 +240,7 @@ async def test_by_the_command_line(
         assert await asyncio.to_thread(main.run, ["db", "regions", *args]) == 0
         return capsys.readouterr().out
 
-    assert "SP: 4 rows moved; writers waited " in await orders("add", "SP")
+    assert "SP: 7 rows moved; writers waited " in await orders("add", "SP")
     (again, more) = json.loads(await orders("add", "SP", "MG", "--json"))["regions"]
     assert (again["created"], more["created"], more["moved"]) == (False, True, dict.fromkeys(TABLES, 0))
     assert json.loads(await orders("list", "--json")) == {
