@@ -29,6 +29,7 @@ from contracts.cloudevents import SourceEvent, binary, rfc3339
 from operations.postgres import compare, references, regions, shadow
 from settings import Settings, get_settings
 from sinks import migrate
+from sinks.schema import TABLES
 from streams import topics
 from streams.partitioner import partition_of
 from tests.forked import Forked
@@ -37,7 +38,7 @@ from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import copied
 from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually, until
-from tests.workers import TABLES, audit, orders, processed, rows, worker
+from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
 
