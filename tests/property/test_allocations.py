@@ -43,6 +43,7 @@ def requests(run: Run) -> list[dict[str, Any]]:
     for each in run.derived:
         if each.type == "refund.request":
             data = msgspec.to_builtins(each.data)
+            data.pop("attempt", None)
             assert asked.setdefault(data["refund_id"], data) == data
     return list(asked.values())
 
