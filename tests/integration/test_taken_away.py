@@ -36,7 +36,9 @@ async def test_tables_that_are_taken_away_are_waited_for(fresh: Settings, tmp_pa
         await migrate.upgrade(fresh)
         processed()
         until(
-            lambda: "orders repair --rows, beside the workers" in running.text(), "it tells what is missing"
+            lambda: "orders repair --rows, beside the workers" in running.text(),
+            "it tells what is missing",
+            90,
         )
         ended = orders("repair", "--rows")
         assert ended.returncode == 0, ended.stderr
