@@ -438,7 +438,11 @@ async def test_what_a_changed_rule_would_change(
     assert {
         table: {name: each["values"] for name, each in changes["columns"].items()}
         for table, changes in changed["rows"]["tables"].items()
-    } == {table: {"region": [{**values, "rows": count}]} for table, count in counts.items() if count}
+    } == {
+        table: {"region": [{**values, "rows": count}]}
+        for table, count in counts.items()
+        if count and table not in ("orders_payment", "orders_refund")  # which take the order's as it is
+    }
     labels = await published(fresh, "shipping.label.create")
     assert changed["published"]["differences"] == {"shipping.label.create": {"unexpected": len(labels)}}
     assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, (
