@@ -27,6 +27,8 @@ DeadlineText = Literal[
     "refund_retry",
 ]
 """What was waited for in vain, or what became due."""
+AttentionStateText = Literal["raised", "cleared"]
+"""Whether what a person should look at holds, or no longer does."""
 LatenessText = Literal["ship", "deliver"]
 """What a seller's units are late with."""
 ClosedBecauseText = Literal[

@@ -19,6 +19,7 @@ from contracts.outgoing import (
     SOURCE,
     VERSION,
     LabelItem,
+    OrderAttention,
     OrderStatusChanged,
     PaymentInitiate,
     RefundAllocation,
@@ -38,11 +39,12 @@ from contracts.outgoing import (
     SuborderUpdated,
 )
 from contracts.record_id import RecordId
-from contracts.statuses import LatenessText
+from contracts.statuses import AttentionStateText, LatenessText
 from contracts.topics import CREATED, DECISIONS
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
 from domain.events import to_event_data
 from domain.order import (
+    Attention,
     Created,
     Item,
     Lapse,
@@ -255,6 +257,13 @@ class Writer:
             version,
         )
         self._publish("order.status_changed", str(version), data)
+
+    def attention(self, created: Created, told: Attention, detail: str, version: int) -> None:
+        """`told`: as the state has it; `detail`: the whole of what holds."""
+        state: AttentionStateText = "raised" if told.cleared_at is None else "cleared"
+        user, since = ids.text(created.user_id), times.text(told.since)
+        data = OrderAttention(self.order_text, user, told.kind, state, detail, since, version)
+        self._publish("order.attention", f"{told.kind}:{state}:{version}", data)
 
     def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, record))

@@ -136,13 +136,12 @@ def _tax_of_closed(now: OrderView, amount: int, totals: RunningTotals) -> int:
     return max(0, reached - refunded.closed_tax)
 
 
-def uncovered(order: Order, now: OrderView) -> list[Owed]:
+def uncovered(order: Order, now: OrderView, totals: RunningTotals) -> list[Owed]:
     """Refunds that are owed and that the captured money, less what was decided, does not cover: each looked
-    at by itself.
+    at by itself. `totals`: those of the order.
     """
     if not now.live:
         return []
-    totals = RunningTotals(order)
     refunded = totals.refunded_units()
     return [refund for refund in _refunds_owed(order, now, totals) if not _is_covered(refund, now, refunded)]
 
