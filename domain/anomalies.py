@@ -7,9 +7,10 @@ Which fact to refuse would depend on which one came first. So the facts are kept
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from contracts import ids, times
+from contracts.statuses import AttentionText
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus
 from domain.order import Order
 from domain.promises import Promises
@@ -17,26 +18,8 @@ from domain.refunds import uncovered
 from domain.status import OrderView, view_of
 from domain.totals import RunningTotals
 
-KINDS: Final = (
-    "overpaid",
-    "over_returned",
-    "moved_though_gone",
-    "came_back",
-    "late_to_ship",
-    "late_to_deliver",
-    "return_overdue",
-    "release_unanswered",
-    "label_unscanned",
-    "reservation_unknown",
-    "refund_uncovered",
-    "refund_contradicted",
-    "refund_above_captured",
-    "refund_failed",
-    "refund_paid_twice",
-    "refund_unconfirmed",
-    "refund_unknown",
-)
-"""Every kind, in the order of docs/rules.md."""
+KINDS: Final[tuple[AttentionText, ...]] = get_args(AttentionText)
+"""Every kind."""
 _NO_NUMBERS: Final[Mapping[str, int]] = {}
 
 

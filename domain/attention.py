@@ -233,9 +233,7 @@ def _as_of_each(order: Order, order_id: bytes, moments: Sequence[int]) -> list[s
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
-def attention_rows(
-    order_id: str, raw_id: bytes, order: Order, first: int, last: int
-) -> list[AttentionRow]:
+def attention_rows(order_id: str, raw_id: bytes, order: Order, first: int, last: int) -> list[AttentionRow]:
     """Rows of orders_attention, of what holds and of what did. `first` and `last`: the times of the order's
     facts.
     """

@@ -102,6 +102,16 @@ class Refund:
 
 
 @dataclass(slots=True)
+class Attention:
+    """Something that a person should look at, and since when it holds."""
+
+    kind: Annotated[str, Field(examples=["refund_uncovered"])]
+    detail: Annotated[str, Field(description="All that hold of this kind.")]
+    since: Annotated[Time, Field(description="The event time from which on it holds.")]
+    cleared_at: Annotated[Time | None, Field(description="When it no longer held; null: it holds.")]
+
+
+@dataclass(slots=True)
 class Parcel:
     """A parcel as its winning scan has it."""
 
@@ -219,6 +229,9 @@ class OrderDetails(Head):
     refunds: Annotated[list[Refund], Field(description="In the order of their numbers.")]
     cart_id: Annotated[UUID | None, Field(description="The cart that became the order, if its sender said.")]
     cart_created_at: Time | None
+    attention: Annotated[
+        list[Attention], Field(description="What holds, the oldest first; then what was seen to hold.")
+    ]
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
         default_factory=list
     )

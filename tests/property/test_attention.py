@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import times
-from domain import attention
+from contracts.incoming import FACT_FIELDS
 from domain.anomalies import KINDS, anomalies
 from domain.asof import as_of
 from domain.attention import BETWEEN, attention_rows, kept, renew, since_of
@@ -35,7 +35,7 @@ def by_the_words(order: Order) -> Held:
     """What holds, as docs/rules.md says it: the order is looked at as of each of its times."""
     if order.created is None:
         return {}
-    facts = [fact for name in attention.FACT_FIELDS for fact in getattr(order, name)]
+    facts = [fact for name in FACT_FIELDS for fact in getattr(order, name)]
     moments = sorted({each.time for each in [order.created, *facts, *order.decisions]})
     seen = [told(as_of(order, ORDER_ID, moment)) for moment in moments]
     held: Held = {}
@@ -88,7 +88,8 @@ def test_it_is_what_the_order_as_of_every_time_says(
     assert noted(run.order) == as_kept(expected)
     assert since_of(run.order, ORDER_ID) == {kind: since for kind, (_, since) in expected.items()}
     # The last event of each kind says it, too.
-    last = {data.kind: data for each in run.derived if each.type == "order.attention" for data in [each.data]}
+    events: list[Any] = [each.data for each in run.derived if each.type == "order.attention"]
+    last = {data.kind: data for data in events}
     said = {kind: data.detail for kind, data in last.items() if data.state == "raised"}
     assert said == {kind: detail for kind, (detail, _) in expected.items()}
     if run.order.created is not None:
