@@ -53,14 +53,14 @@ def attend(
             each.cleared_at = max(each.since, changed)
             writer.attention(created, each, each.detail, version)
     for kind, detail in details.items():
-        told, kept_ = known.get(kind), kept(detail)
-        if told is None:
-            told = Attention(kind, "", 0)
-            order.attention.append(told)
-        is_new = told.cleared_at is not None or told.detail != kept_
-        told.detail, told.since, told.cleared_at = kept_, began[kind], None
+        noted, kept_ = known.get(kind), kept(detail)
+        if noted is None:
+            noted = Attention(kind, "", 0)
+            order.attention.append(noted)
+        is_new = noted.cleared_at is not None or noted.detail != kept_
+        noted.detail, noted.since, noted.cleared_at = kept_, began[kind], None
         if is_new:
-            writer.attention(created, told, detail, version)
+            writer.attention(created, noted, detail, version)
     order.attended = _sum_of_times(order) if details else 0
 
 
@@ -84,7 +84,7 @@ def renew(order: Order, order_id: bytes) -> None:
 def holding(
     order: Order, order_id: bytes, now: OrderView | None, totals: RunningTotals | None
 ) -> dict[str, str]:
-    """Kind -> detail, of what holds; kinds and what is told of each in alphabetical order. `now` and
+    """Kind -> detail, of what holds; kinds and what is said of each in alphabetical order. `now` and
     `totals`: as domain.anomalies.found() takes them.
     """
     some = found(order, order_id, now, totals)
@@ -105,7 +105,7 @@ def _told(details: set[str]) -> str:
 
 def kept(detail: str) -> str:
     """A detail as a state keeps it, so that a state stays small: one that is too long cut, with a digest of
-    the whole, by which it is told from others.
+    the whole, by which it differs from others.
     """
     if len(detail) <= _KEPT:
         return detail

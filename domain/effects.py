@@ -258,12 +258,12 @@ class Writer:
         )
         self._publish("order.status_changed", str(version), data)
 
-    def attention(self, created: Created, told: Attention, detail: str, version: int) -> None:
-        """`told`: as the state has it; `detail`: the whole of what holds."""
-        state: AttentionStateText = "raised" if told.cleared_at is None else "cleared"
-        user, since = ids.text(created.user_id), times.text(told.since)
-        data = OrderAttention(self.order_text, user, told.kind, state, detail, since, version)
-        self._publish("order.attention", f"{told.kind}:{state}:{version}", data)
+    def attention(self, created: Created, noted: Attention, detail: str, version: int) -> None:
+        """`noted`: as the state has it; `detail`: the whole of what holds."""
+        state: AttentionStateText = "raised" if noted.cleared_at is None else "cleared"
+        user, since = ids.text(created.user_id), times.text(noted.since)
+        data = OrderAttention(self.order_text, user, noted.kind, state, detail, since, version)
+        self._publish("order.attention", f"{noted.kind}:{state}:{version}", data)
 
     def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, record))

@@ -472,7 +472,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
 def _publish_changes(
     order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
 ) -> None:
-    """Publish what changed: statuses, suborders, attention; ask for labels once; decide a refund that is due."""
+    """Publish what changed: statuses, suborders, attention; ask for labels once; decide a due refund."""
     version = order.version
     if now.status >= _CONFIRMED and not order.labelled:
         order.labelled = True

@@ -303,11 +303,11 @@ class _Lane:
 
     def _attention(self, order_id: bytes, order: Order, view: OrderView) -> Iterator[Notice]:
         held = holding(order, order_id, view, None)
-        (any_told,) = self._states.get([_ATTENTION + order_id])
-        kinds = [*held] if any_told is None else [*dict.fromkeys([*held, *KINDS])]
+        (any_notice,) = self._states.get([_ATTENTION + order_id])
+        kinds = [*held] if any_notice is None else [*dict.fromkeys([*held, *KINDS])]
         subjects = [attention_subject(order_id, kind) for kind in kinds]
-        told = self._states.get([_TOLD + subject for subject in subjects])
-        for kind, subject, last in zip(kinds, subjects, told, strict=True):
+        shown = self._states.get([_TOLD + subject for subject in subjects])
+        for kind, subject, last in zip(kinds, subjects, shown, strict=True):
             actual, expected = last or attention_told(kind), attention_told(kind, held.get(kind))
             if actual != expected:
                 yield Notice(ATTENTION, b"", subject, actual, expected, last is None)
@@ -447,9 +447,9 @@ def _told_of(
     kind, detail = expected["kind"], expected.get("detail")
     writer = Writer(order_id, created.currency)
     if detail is not None:
-        told = Attention(kind, detail, since_of(order, order_id)[kind])
+        noted = Attention(kind, detail, since_of(order, order_id)[kind])
     else:
         seen = [each for each in order.attention if each.kind == kind and each.cleared_at is not None]
-        told = seen[0] if seen else Attention(kind, "", event.time, event.time)
-    writer.attention(created, told, told.detail if detail is None else detail, version_of(order))
+        noted = seen[0] if seen else Attention(kind, "", event.time, event.time)
+    writer.attention(created, noted, noted.detail if detail is None else detail, version_of(order))
     return _only(writer)

@@ -17,11 +17,15 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 from aiokafka import TopicPartition
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from audit.checkpoint import last_audit
 from contracts.topics import DLQ, WORKERS
 from errors import OrdersError
 from operations.auditing import CHECKPOINTS
+from queries.attention import attention_counts
+from queries.databases import Databases
+from queries.errors import Unavailable
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
@@ -95,6 +99,8 @@ class Status(NamedTuple):
     """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
     audit: str | None
     """When the last audit on this machine left its checkpoint, RFC 3339."""
+    attention: dict[str, int] | None = None
+    """Kind of what a person should look at -> how many orders it holds of; None: Postgres didn't tell."""
 
     @property
     def problems(self) -> list[str]:
@@ -125,6 +131,8 @@ class StatusReader:
                 open_client(self._settings, timeout=SERVER_SECONDS, retry=ONCE)
             )
             self._jobs = await stack.enter_async_context(BulkJobs(self._settings, "orders-status"))
+            self._databases = Databases(self._settings)
+            stack.push_async_callback(self._databases.close)
             self._stack = stack.pop_all()
         return self
 
@@ -155,6 +163,7 @@ class StatusReader:
             await self._dead_letters(now),
             jobs,
             last_audit(self._settings.data / CHECKPOINTS),
+            await self._attention(),
         )
 
     async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:
@@ -200,6 +209,13 @@ class StatusReader:
             self._jobs.drop()
             return None, f"{type(error).__name__}: {error}".strip(": ")
         return [row for row in rows if row["completed_at"] is None], None
+
+    async def _attention(self) -> dict[str, int] | None:
+        try:
+            async with asyncio.timeout(SERVER_SECONDS):
+                return await attention_counts(self._databases)
+        except (OrdersError, Unavailable, SQLAlchemyError, OSError, TimeoutError):
+            return None  # that Postgres doesn't answer is told beside its name
 
     async def _redis_answers(self) -> str | None:
         try:

@@ -279,12 +279,7 @@ class WhatIf:
                 continue
             order_ids.add(event.order_id)
             # The version of an order's attention counts decisions, too.
-            if (
-                side == _ACTUAL
-                and topic in NOTICES
-                and topic != ATTENTION
-                and (pin := _pin(record)) is not None
-            ):
+            if side == _ACTUAL and topic in _PINNING and (pin := _pin(record)) is not None:
                 puts[_PINNED + event.order_id + pin[0]] = pin[1]
             if event.notice is not None:
                 key = _NOTICE + event.order_id + event.subject + _SIDES[side]
@@ -618,11 +613,11 @@ def parse_event(
             return None
         return DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": change.to}), b"")
     if topic == ATTENTION:
-        told = read_foreign(_attention, value)
-        if told is None:
+        said = read_foreign(_attention, value)
+        if said is None:
             return None
-        notice = attention_told(told.kind, told.detail if told.state == "raised" else None)
-        return DerivedEvent(order_id, attention_subject(order_id, told.kind), b"", notice, b"")
+        notice = attention_told(said.kind, said.detail if said.state == "raised" else None)
+        return DerivedEvent(order_id, attention_subject(order_id, said.kind), b"", notice, b"")
     data: Any = read_foreign(_notice, value)
     try:
         subject = _raw(data.suborder_id)

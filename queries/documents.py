@@ -231,7 +231,7 @@ class OrderDetails(Head):
     cart_created_at: Time | None
     attention: Annotated[
         list[Attention], Field(description="What holds, the oldest first; then what was seen to hold.")
-    ]
+    ] = field(default_factory=list)
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
         default_factory=list
     )
@@ -429,6 +429,15 @@ class TimelineRefund:
 
 
 @dataclass(slots=True)
+class TimelineAttention:
+    """A kind of what a person should look at; `anomalies` has each that holds of it by itself."""
+
+    kind: str
+    detail: str
+    since: Time
+
+
+@dataclass(slots=True)
 class Timeline:
     """An order's facts in the order of their times, and why it is what it is. From `status` on the fields are
     only there if order.created is known (as of then); a seller gets none from `user_id` on.
@@ -453,6 +462,9 @@ class Timeline:
     money: TimelineMoney | None = None
     refunds: list[TimelineRefund] | None = None
     anomalies: list[str] | None = None
+    attention: Annotated[
+        list[TimelineAttention] | None, Field(description="What a person should look at, the oldest first.")
+    ] = None
 
 
 @dataclass(slots=True)

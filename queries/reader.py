@@ -310,8 +310,8 @@ class Reader:
             filters.attention,
         )
         rows: Sequence[Sequence[Any]]
-        found = lists.users or lists.sellers or filters.cart or filters.attention
-        indexed = found or not (filters.status or filters.region)
+        scanned = filters.status or filters.region
+        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not scanned
         async with nullcontext() if indexed else self._alone():
             rows, source = await self._list(lambda database: database.rows(query), None)
         shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]

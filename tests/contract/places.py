@@ -401,7 +401,8 @@ class PostgresPlace(RealPlace):
             tuple(row)
             for table in TABLES
             for row in await self.fetch(
-                f"SELECT tableoid, ctid, xmin FROM {table} ORDER BY {order_column(table)}, {key_column(table)}"
+                f"SELECT tableoid, ctid, xmin FROM {table}"
+                f" ORDER BY {order_column(table)}, {key_column(table)}"
             )
         ]
 
