@@ -161,8 +161,8 @@ def _lateness(order: Order, now: OrderView, totals: RunningTotals) -> list[Anoma
             lapses = promises.passed(what, suborder.seller_id)
             late = [(lapse, units) for lapse in lapses if (units := promises.late(lapse, lines))]
             if late:
-                # Each later one makes all of these units late, and perhaps more.
-                _, units = max(late, key=lambda each: each[0].due or 0)
+                # Lines with a promise and lines without one may be late by different deadlines.
+                units = {item_id: each for _, made_late in late for item_id, each in made_late.items()}
                 first = min(lapse.due or 0 for lapse, _ in late)
                 count = sum(units.values())
                 detail = f"{seller}: {count} not {done}, due {times.text(first)}"
