@@ -181,7 +181,7 @@ def test_a_kind_is_known_by_the_name_that_orders_show_has() -> None:
 
 def what_holds_somewhere() -> Iterator[str]:
     """Kinds of the examples above."""
-    (mark,) = test_what_holds_and_since_when.pytestmark  # type: ignore[attr-defined]
+    (mark,) = test_what_holds_and_since_when.pytestmark
     for _, _, expected in mark.args[1]:
         yield from expected
 
