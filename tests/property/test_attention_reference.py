@@ -36,7 +36,7 @@ def test_the_same_holds_since_the_same_moment(seed: int) -> None:
     rng.shuffle(records)
     ours = Ours(rng.randint(1, 4)).take_all(records)
     theirs = Theirs().take_all(records, ours.decided)
-    seen = set()
+    seen: set[str] = set()
     for order_id, raw in ours.states.items():
         order, reading = codec.decode(raw), theirs.orders[ids.text(order_id)].reading()
         held = {kind: named_in(detail) for kind, detail in what_holds(reading).items()}

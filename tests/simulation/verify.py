@@ -235,11 +235,7 @@ class Verifier:
         for order_id, readings in self.readings.items():
             there = by_order.pop(order_id, None) or {table: set() for table in FOLLOW}
             wanted = [
-                {
-                    table: {comparable(table, row) for row in rows}
-                    for table, rows in reading.rows().items()
-                    if table in FOLLOW
-                }
+                {table: {comparable(table, row) for row in reading.rows()[table]} for table in FOLLOW}
                 for reading in readings
             ]
             if len(readings) > 1:
@@ -261,7 +257,7 @@ class Verifier:
     def _attention(self) -> Iterator[str]:
         """Rows of orders_attention, and what order.attention told."""
         hidden = self.world.hidden
-        rows = self.world.tables.rows[ATTENTION].values()
+        rows: list[Any] = list(self.world.tables.rows[ATTENTION].values())
         yield from wrong_rows(self.readings, [row for row in rows if str(row.order_id) not in hidden])
         events = [
             (dict(record.headers)["ce_id"].decode(), _json(record.value))
