@@ -1,4 +1,4 @@
-"""What a person should look at: since when, what is told of it, what a state keeps (docs/rules.md, Attention).
+"""What a person should look at: since when, what is told, what a state keeps (docs/rules.md, Attention).
 
 tests/property/test_attention.py compares all of it with the order as of every time.
 """
