@@ -280,3 +280,8 @@ SPECS: Final = {spec.type: spec for spec in DERIVED}
 
 DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in SPECS.items()}
 """Derived event type -> wire form of its data."""
+
+NOTICES: Final = frozenset(("suborder.created", "suborder.updated", "order.status_changed"))
+"""Those that tell what happened and ask for nothing: of what another system did they say so, by their
+attribute `history`.
+"""

@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 
 from contracts import ids
 from domain.enums import DeadlineKind, RefundCause, ReturnStatus
-from domain.order import Order
+from domain.order import Created, Order
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
-from domain.totals import winning_stages
+from domain.taken_over import is_history
+from domain.totals import RunningTotals, winning_stages
 
 _NO_NUMBERS: Final[Mapping[str, int]] = {}
 
@@ -43,11 +44,17 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
     created = order.created
     if created is None:
         return []
-    now = view_of(order)
+    totals = RunningTotals(order)
+    now = view_of(order, totals)
     some: list[Anomaly] = []
     if now.captured > now.total:
         numbers = {"captured": now.captured, "total": now.total}
         some.append(Anomaly("overpaid", "captured above the order's total", None, numbers))
+    history, before = totals.history, created.refunded_amount
+    if history is not None and before is not None and before > history.captured:
+        numbers = {"refunded": before, "captured": history.captured}
+        detail = "another system paid back more than it captured"
+        some.append(Anomaly("refunded_above_history", detail, None, numbers))
     returned: dict[bytes, int] = {}
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
@@ -65,21 +72,25 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
             numbers = {"in_transit": line.claimed, "quantity": line.quantity, "gone": line.gone}
             detail = f"{item}: more units in transit than are not gone"
             some.append(Anomaly("moved_though_gone", detail, line.item_id, numbers))
-    return some + _not_ours(order, order_id) + _silences(order, now) + _about_refunds(order, now)
+    return some + _not_ours(order, created, order_id) + _silences(order, now) + _about_refunds(order, now)
 
 
-def _not_ours(order: Order, order_id: bytes) -> list[Anomaly]:
+def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
     """Replies that name what the pipeline didn't make, and refunds that failed."""
     some: list[Anomaly] = []
     for reply in order.stock:
-        if not reply.refused and reply.reservation_id != ids.uuid5(
-            order_id, f"reservation:{ids.text(reply.seller_id)}"
+        if (
+            not reply.refused
+            and not is_history(created, reply)
+            and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}")
         ):
             seller, named = ids.text(reply.seller_id), ids.text(reply.reservation_id)
             detail = f"seller {seller}: reservation {named} is not ours"
             some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     for refund in order.refunds:
+        if is_history(created, refund):
+            continue
         name = f"refund {ids.text(refund.refund_id)}"
         if refund.failed:
             some.append(Anomaly("refund_failed", name, refund.refund_id))

@@ -20,6 +20,7 @@ from contracts import ids
 from domain.enums import DeadlineKind, OrderStatus, SuborderStatus
 from domain.order import Order
 from domain.shapes import DeadlinePolicy, Due
+from domain.taken_over import is_history
 
 _PAYMENT, _STOCK, _RELEASE, _LABEL, _REFUND = DeadlineKind
 _CONFIRMED: Final = OrderStatus.CONFIRMED
@@ -32,8 +33,11 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     It reads what was published last, so it looks at no units.
     """
     created, armed = order.created, order.appended
-    if created is None or not armed or armed * 1000 - created.time > policy.history * 1000:
+    if created is None or not armed:
         return []
+    if created.live_from is None and armed * 1000 - created.time > policy.history * 1000:
+        return []
+    reserved = not is_history(created, created)
     deadlines: list[Due] = []
     last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
 
@@ -58,7 +62,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     ):
         if part.live <= part.in_transit:
             continue
-        if seller_id not in answered and seller_id not in scanned:
+        if reserved and seller_id not in answered and seller_id not in scanned:
             wait(_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
         asked_back = [
             at

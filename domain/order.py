@@ -94,6 +94,10 @@ class Created(Stored):
     """Of the checkout that became the order, as far as one is known. No content: the order's id follows from
     it.
     """
+    live_from: Micros | None = None
+    """Until then another system handled the order (domain.taken_over)."""
+    refunded_amount: Amount | None = None
+    """What it paid back. None: not sent."""
 
 
 class Payment(Stored):

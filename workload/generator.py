@@ -85,16 +85,22 @@ class _Line:
 
 
 def events(
-    orders: int, seed: int = 0, shares: Shares | None = None, taxed: float = 0.4, granted: float = 0.06
+    orders: int,
+    seed: int = 0,
+    shares: Shares | None = None,
+    taxed: float = 0.4,
+    granted: float = 0.06,
+    taken_over: float = 0.1,
 ) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all. `taxed`, `granted`: the shares of orders with taxes,
-    and of those with a refund.granted, 0 to 1.
+    Memory holds the orders that are still open, not all. `taxed`, `granted`, `taken_over`: the shares of
+    orders with taxes, of those with a refund.granted, of those that another system handled before, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    disturbed = _disturb(_encoded(orders, seed, taxed, granted), Random(f"{seed}:disturb"), shares)
+    drafts = _drafts(orders, seed, (taxed, granted, taken_over))
+    disturbed = _disturb(_encoded(drafts, seed), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
@@ -122,18 +128,16 @@ def _disturb(
         yield heapq.heappop(held)[2]
 
 
-def _encoded(
-    orders: int, seed: int, taxed: float, granted: float
-) -> Iterator[tuple[SourceEvent, _Draft, str]]:
+def _encoded(drafts: Iterator[tuple[_Draft, str]], seed: int) -> Iterator[tuple[SourceEvent, _Draft, str]]:
     rng = Random(f"{seed}:wire")
-    for draft, order_id in _drafts(orders, seed, taxed, granted):
+    for draft, order_id in drafts:
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(orders: int, seed: int, taxed: float, granted: float) -> Iterator[tuple[_Draft, str]]:
-    """Everything that happens, in the order of its times."""
+def _drafts(orders: int, seed: int, having: tuple[float, float, float]) -> Iterator[tuple[_Draft, str]]:
+    """Everything that happens, in the order of its times. `having`: the shares of orders, as in events()."""
     rng = Random(f"{seed}:orders")
-    world = _World(rng, orders, taxed, granted)
+    world = _World(rng, orders, having)
     held: list[tuple[int, int, _Draft, str]] = []
     serial = 0
     start = EPOCH_US
@@ -184,9 +188,8 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int, taxed: float, granted: float) -> None:
-        self.taxed = taxed
-        self.granted = granted
+    def __init__(self, rng: Random, orders: int, having: tuple[float, float, float]) -> None:
+        self.taxed, self.granted, self.taken_over = having
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
         self.warehouses = [_uuid(rng) for _ in range(8)]
@@ -214,6 +217,7 @@ class _Life:
         for seller in self._sellers():
             self._ship(seller, paid_at)
         self._grant(paid_at)
+        self._take_over()
 
     def _tell(self, time_us: int, topic: str, **data: Any) -> None:
         fields = {
@@ -306,6 +310,23 @@ class _Life:
                     for (code, _), amount in zip(rates, amounts, strict=True)
                 ]
         return included, whole
+
+    def _take_over(self) -> None:
+        """Let another system have handled some orders until a time: its reservations have ids of its own, and
+        now and then it says what it paid back.
+        """
+        rng = Random(f"{self.order_id}:taken over")
+        if rng.random() >= self.world.taken_over:
+            return
+        first, last = self.drafts[0].time_us, max(draft.time_us for draft in self.drafts)
+        live_from = rng.randrange(first - _HOUR, last + _DAY)
+        self.drafts[0].data["live_from"] = rfc3339(live_from)
+        if rng.random() < 0.3:
+            amount = rng.choice((0, self.total // 3, self.total))
+            self.drafts[0].data["refunded_amount"] = self._money(amount)
+        for draft in self.drafts:
+            if "reservation_id" in draft.data and draft.time_us < live_from:
+                draft.data["reservation_id"] = str(uuid5(self.namespace, f"theirs:{draft.data['seller_id']}"))
 
     def _minor(self, text: str) -> int:
         return money.parse_field(text, self.digits, "")

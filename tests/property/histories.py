@@ -79,7 +79,19 @@ def created_events(draw: st.DrawFn, currency: str = "EUR") -> Created:
     )
     created.cart_id = draw(st.sampled_from((None, raw_id(0xE0, 0), raw_id(0xE0, 1))))
     created.cart_created_at = draw(st.none() | TIMES)
-    return draw(taxed(created))
+    return draw(taken_over(draw(taxed(created))))
+
+
+@st.composite
+def taken_over(draw: st.DrawFn, created: Created) -> Created:
+    """The same order, perhaps one that another system handled until a time, and perhaps says what it paid
+    back.
+    """
+    live_from = draw(st.none() | st.none() | TIMES)
+    if live_from is None:
+        return created
+    refunded = draw(st.none() | st.none() | st.integers(0, created.total + 1))
+    return msgspec.structs.replace(created, live_from=live_from, refunded_amount=refunded)
 
 
 @st.composite
