@@ -211,12 +211,12 @@ def test_a_line_says_what_its_row_says(
     assert row_of("orders_shipment", line_of("orders_shipment", shipment)) == comparable(
         "orders_shipment", shipment
     )
-    order = (one, two, text, "pending", "EUR", money, "0.00", "0.01", moment, moment, 1)
+    order = (one, two, text, "pending", "EUR", money, "0.00", "0.01", one, due, moment, moment, 1)
     row = row_of("orders_order", line_of("orders_order", order))
     assert row == comparable("orders_order", order)
     assert row[5] == Decimal(money)
     assert row[7] == Decimal("0.01")
-    assert row[8] == datetime.fromisoformat(moment)
+    assert row[10] == datetime.fromisoformat(moment)
 
 
 # -- states --------------------------------------------------------------------------------------------------
