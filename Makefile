@@ -77,7 +77,7 @@ chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is le
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
-	$(BIN)/yamllint -s docker-compose.yml deploy/helm/orders-stream/Chart.yaml deploy/helm/orders-stream/values.yaml
+	$(BIN)/yamllint -s docker-compose.yml deploy/helm/orders-stream/Chart.yaml deploy/helm/orders-stream/values.yaml deploy/prometheus
 
 format: $(STAMP) ## Mend style and format where a machine can
 	$(BIN)/ruff check -q --fix .
@@ -110,9 +110,10 @@ bench: $(STAMP) ## Measure events/s, latency and where the time goes
 peers: $(STAMP) ## Measure the same beside other ways to do a part of it (ORDERS=N for a quick try, ONLY=a,b)
 	$(BIN)/python -m benchmarks.peers $(if $(ORDERS),--orders $(ORDERS) --seconds 5) $(if $(ONLY),--only $(ONLY))
 
-docs: $(STAMP) ## Write docs/events.md, docs/reference/ and contracts/ again from the code
+docs: $(STAMP) ## Write docs/events.md, docs/reference/, contracts/ and Grafana's dashboard again from the code
 	$(BIN)/orders events > docs/events.md
 	$(BIN)/python -m reference.metrics > docs/reference/metrics.md
+	$(BIN)/python -m reference.dashboard > deploy/grafana/orders.json
 	$(BIN)/orders events --write contracts
 
 requirements: ## Compile requirements*.txt anew from pyproject.toml, and the peers' (needs uv)

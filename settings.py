@@ -412,6 +412,49 @@ class Settings(BaseSettings):
     refund_asks: int = Field(
         5, ge=1, le=100, description="How often refund.request is sent before an operator is told."
     )
+    ship_within: float = Field(
+        604_800.0,
+        ge=0,
+        description=(
+            "Seconds from an order's being confirmed until a seller that promised no time must have shipped."
+            " A week; after that it is late. 0: never."
+        ),
+    )
+    ship_cancel_after: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Seconds after a seller is late to ship until its stock is asked back, so that the order ends"
+            " without it. 0: never, because some ship late and still are expected to."
+        ),
+    )
+    deliver_within: float = Field(
+        2_592_000.0,
+        ge=0,
+        description=(
+            "Seconds from a seller's last parcel's leaving until everything must be delivered where nobody"
+            " promised a time. 30 days; after that it is late. 0: never."
+        ),
+    )
+    return_within: float = Field(
+        1_209_600.0,
+        ge=0,
+        description=(
+            "Seconds until a return that was requested must be processed or rejected. Two weeks, because the"
+            " parcel has to come back; after that an operator is told. 0: no deadline."
+        ),
+    )
+    refund_retry_after: float = Field(
+        86_400.0,
+        ge=0,
+        description=(
+            "Seconds from a refund.failed until the refund is asked for again. A day, because what a bank"
+            " refuses today it may do tomorrow. 0: never."
+        ),
+    )
+    refund_attempts: int = Field(
+        3, ge=1, le=100, description="How often a refund that fails is asked for, with the first time."
+    )
     history_age: float = Field(
         3600.0,
         ge=0,
@@ -695,6 +738,12 @@ class Settings(BaseSettings):
             refund=ms(self.refund_deadline),
             refund_asks=self.refund_asks,
             history=ms(self.history_age),
+            ship=ms(self.ship_within),
+            deliver=ms(self.deliver_within),
+            ship_cancel=ms(self.ship_cancel_after),
+            return_=ms(self.return_within),
+            refund_retry=ms(self.refund_retry_after),
+            refund_attempts=self.refund_attempts,
         )
 
     @property

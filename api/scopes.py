@@ -9,8 +9,10 @@ from uuid import UUID
 
 from queries.visibility import Visibility
 
-WORDS: Final = ("all", "tracking", "write", "operate")
-"""Scopes without an id. `all`: reads everything. `write` and `operate` read nothing."""
+WORDS: Final = ("all", "tracking", "write", "operate", "view")
+"""Scopes without an id. `all`: reads everything. `write`, `operate` and `view` read nothing over the API;
+`view` and `operate` count in the console (console.access).
+"""
 
 _OF: Final = re.compile(
     r"(user|seller):([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})", re.ASCII

@@ -15,7 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from audit.findings import Findings, plain
-from audit.reference import Fact, Reading, RecordId
+from audit.followed import LATE, Appended, late_id, surely_followed
+from audit.promises import DELIVER, SHIP
+from audit.reference import Fact, Reading, RecordId, Refused, time_of
 
 SAME: Final = {
     "suborder.created": "suborder_id",
@@ -33,12 +35,14 @@ VARYING: Final = {
     "stock.commit": "commit_id",
 }
 """Those that may."""
-NOTICES: Final = ("suborder.updated", "order.status_changed")
-TOLD: Final = ("suborder.created", *NOTICES)
-"""What tells of an order, and asks nobody for anything: it leaves for history too."""
+NOTICES: Final = ("suborder.updated", LATE, "order.status_changed")
+TOLD: Final = ("suborder.created", "suborder.updated", "order.status_changed")
+"""What tells of an order, and asks nobody for anything: it leaves for history too. LATE doesn't: it follows
+from a deadline.
+"""
 TAXES: Final = ("tax_amount", "shipping_tax_amount")
-ALLOCATED: Final = ("lines", "shipping_amount", "allocations")
-"""What refund.request tells only of a decision with allocations."""
+ALLOCATED: Final = ("lines", "shipping_amount", "allocations", "attempt")
+"""What the first refund.request of a decision tells only if it has allocations."""
 DERIVED: Final = (*SAME, *VARYING, *NOTICES)
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
@@ -88,14 +92,17 @@ class DerivedEvents:
         record_id: RecordOf,
         findings: Findings,
         happened: Mapping[str, set[tuple[str, datetime]]] | None = None,
+        appended: Appended = lambda fact: None,
     ) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry. `happened`:
-        id of each that other services sent -> types and times of the events of this id.
+        id of each that other services sent -> types and times of the events of this id. `appended`: when a
+        fact came to the log.
         """
         self._readings = readings
         self._first = readings[0]
         self._causes = causes
         self._record_of = record_id
+        self._appended = appended
         self._findings = findings
         self._order_id = self._first.order_id
         self._happened = happened or {}
@@ -171,6 +178,8 @@ class DerivedEvents:
             self._take_notice(event, where, str(data.get("seller_id")))
         elif event.type == "order.status_changed":
             self._take_notice(event, where, "")
+        elif event.type == LATE:
+            self._take_late(event, where)
         else:
             self._take_varying(event, where)
 
@@ -222,7 +231,10 @@ class DerivedEvents:
         may_be_history = any(time < since for _, time in causes)
         may_be_live = not causes or any(time >= since for _, time in causes)
         # order.created makes what facts that had waited for it cause, too.
-        if any(kind == "order.created" for kind, _ in causes) and reading.live_facts_may_have_waited:
+        first = any(kind == "order.created" for kind, _ in causes)
+        if first and (
+            reading.live_facts_may_have_waited or (type_ not in TOLD and reading.own_facts_may_have_waited)
+        ):
             may_be_live = True
         if type_ not in TOLD:
             if history is not None:
@@ -242,10 +254,12 @@ class DerivedEvents:
     def _take_same(self, event: Event, where: str) -> None:
         made_id = event.data.get(SAME[event.type])
         key = (event.type, str(made_id))
+        if event.type == "refund.request" and not _same_attempt(1, event.data.get("attempt", 1)):
+            key = (event.type, f"{made_id}:{event.data['attempt']}")
         contents = [possible[key] for possible in self._possible if key in possible]
         if not contents:
             self._findings.at_rest(
-                "derived", self._order_id, where, "no such event", f"{SAME[event.type]} {made_id}"
+                "derived", self._order_id, where, "no such event", f"{SAME[event.type]} {key[1]}"
             )
             return
         if key in self._seen:
@@ -264,7 +278,7 @@ class DerivedEvents:
             )
         elif event.type == "refund.request" and not any("allocations" in content for content in contents):
             for name in ALLOCATED:
-                if name in event.data:
+                if name in event.data and not any(name in content for content in contents):
                     self._findings.broken("derived", self._order_id, where, f"no {name}", event.data[name])
         self._look_at_id(event, where, key[1])
 
@@ -293,11 +307,10 @@ class DerivedEvents:
             return reading.commits.get(str(event.data.get("shipment_id")), [])
         whose = {"order_id": reading.order_id, "seller_id": seller, "at_most": _lines_of(reading, seller)}
         if event.type == "stock.release":
-            return (
-                [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}]
-                if seller in reading.asked_back
-                else []
-            )
+            if seller not in reading.asked_back:
+                return []
+            whose["at_most"] = reading.releasable(str(seller))
+            return [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}]
         if seller not in reading.sellers or not reading.may_be_labelled:
             return []
         ids = {
@@ -313,12 +326,7 @@ class DerivedEvents:
         ):
             self._findings.at_rest("derived", self._order_id, where, "no such event", f"version {version}")
             return
-        if type(version) is not int or version < 1:
-            self._findings.broken("derived", self._order_id, where, "a version", version)
-        elif version > self._first.version:
-            self._findings.at_rest(
-                "derived", self._order_id, where, f"at most version {self._first.version}", version
-            )
+        self._look_at_version(event, where)
         self._look_at_id(event, where, f"{version}:{seller}" if seller else str(version))
         if event.type == "order.status_changed":
             cause = event.data.get("cause")
@@ -327,6 +335,43 @@ class DerivedEvents:
                     "derived", self._order_id, where, f"cause.id {event.cause}, as its causeid", cause
                 )
         self._last[event.type, seller] = event
+
+    def _look_at_version(self, event: Event, where: str) -> None:
+        version = event.data.get("version")
+        if type(version) is not int or version < 1:
+            self._findings.broken("derived", self._order_id, where, "a version", version)
+        elif version > self._first.version:
+            self._findings.at_rest(
+                "derived", self._order_id, where, f"at most version {self._first.version}", version
+            )
+
+    def _take_late(self, event: Event, where: str) -> None:
+        """That a seller is late follows of a deadline: it tells which, and of how many units at that time."""
+        data = event.data
+        what, seller, text = (str(data.get(name)) for name in ("what", "seller_id", "due"))
+        try:
+            due = time_of(text)
+        except Refused:
+            self._findings.broken("derived", self._order_id, where, "due, a time", data.get("due"))
+            return
+        known = [each for each in self._readings if each.created is not None and what in (SHIP, DELIVER)]
+        readings = [each for each in known if due in each.promises.passed(what, seller)]
+        if not readings:
+            actual = f"what {what}, seller_id {seller}, due {text}"
+            self._findings.at_rest("derived", self._order_id, where, "no such event", actual)
+            return
+        key = (LATE, late_id(what, seller, due))
+        self.repetitions += key in self._seen
+        self._seen.add(key)
+        apart = difference({"suborder_id": self._first.made_id(f"suborder:{seller}")}, data)
+        if apart:
+            self._findings.broken("derived", self._order_id, where, *apart)
+        most, units = max(each.most_late(what, seller, due) for each in readings), data.get("units")
+        if type(units) is not int or not 0 < units <= most:
+            expected = f"units of the seller that may be late, at most {most}"
+            self._findings.at_rest("derived", self._order_id, where, expected, units)
+        self._look_at_version(event, where)
+        self._look_at_id(event, where, f"{what}:{seller}:{text}")
 
     # -- all of them -----------------------------------------------------------------------------------------
 
@@ -340,7 +385,7 @@ class DerivedEvents:
         certain = set.intersection(*(self._certain(reading, expected) for reading, expected in both))
         for type_, made_id in sorted(certain - self._seen):
             if type_ in complete:
-                field = SAME.get(type_) or VARYING[type_]
+                field = SAME.get(type_) or VARYING.get(type_, "deadline")
                 self._findings.broken(
                     "derived", self._order_id, type_, f"{field} {made_id}", "none", self._fact_of(type_)
                 )
@@ -348,9 +393,10 @@ class DerivedEvents:
         for seller in self._first.sellers:
             self._judge_suborder(seller, complete)
 
-    @staticmethod
-    def _certain(reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
-        certain = set(expected)
+    def _certain(self, reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
+        again = {f"{refund}:{attempt}" for refund, each in reading.retries.items() for attempt in each}
+        certain = {key for key in expected if key[1] not in again}
+        certain |= surely_followed(reading, self._appended)
         certain |= {
             ("shipping.label.create", reading.made_id(f"label:{seller}"))
             for seller in reading.surely_labelled()
@@ -421,8 +467,12 @@ class DerivedEvents:
         return f"{event.type}/{event.partition}@{event.offset}"
 
     def _fact_of(self, type_: str) -> RecordId | None:
-        fact_type = "order.returned" if type_ == "stock.restock" else "order.created"
+        fact_type = {"stock.restock": "order.returned", LATE: "deadline.passed"}.get(type_, "order.created")
         return next((self._record_of(fact) for fact in self._first.facts if fact.type == fact_type), None)
+
+
+def _same_attempt(expected: int, actual: Any) -> bool:
+    return type(actual) is int and actual == expected
 
 
 def _lines_of(reading: Reading, seller: Any) -> dict[str, int]:

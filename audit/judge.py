@@ -21,6 +21,7 @@ from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first
 from audit.findings import Findings
 from audit.foreign import read_json
 from audit.index import Index, Letter
+from audit.promises import subject_of
 from audit.reference import (
     LATE,
     ROOM,
@@ -142,6 +143,17 @@ class Held:
             if candidate.fact is fact and candidate.records:
                 return candidate.records[0]
         return None
+
+    def appended_of(self, fact: Fact) -> int | None:
+        """When the first record that says this was appended, ms since 1970; None: there is none."""
+        times = [
+            self.raws[record_id][5]
+            for candidate in self.order.candidates.get(fact.key, ())
+            if candidate.fact is fact
+            for record_id in candidate.records
+            if record_id in self.raws
+        ]
+        return min(times, default=None)
 
 
 class Judge:
@@ -501,8 +513,8 @@ class Judge:
         """Of an order that another system began, nobody waits for what that system saw to."""
         unexpected = [reading.unexpected_deadlines() for reading in held.readings]
         for fact in unexpected[0] if all(unexpected) else []:
-            actual = f"{fact.content['deadline']} {fact.content.get('seller_id', '')}".rstrip()
-            expected = "no such deadline: the order is history"
+            actual = f"{fact.content['deadline']} {subject_of(fact.content) or ''}".rstrip()
+            expected = "no such deadline: another system saw to it"
             where, record_id = DECISIONS, held.record_of(fact)
             self._findings.at_rest("derived", held.order_id, where, expected, actual, record_id)
 
@@ -598,7 +610,14 @@ class Judge:
         events = (
             None
             if held is None
-            else DerivedEvents(held.readings, held.causes, held.record_of, self._findings, held.happened)
+            else DerivedEvents(
+                held.readings,
+                held.causes,
+                held.record_of,
+                self._findings,
+                held.happened,
+                held.appended_of,
+            )
         )
         if events is not None and known is not None:
             events.recall(known.seen, [Event(DERIVED[item[2]], *item[3:]) for item in known.last])

@@ -16,6 +16,7 @@ from aiokafka import TopicPartition
 from audit.checkpoint import Checkpoint, Fresh, LaneCheckpoint, after
 from audit.derived import DERIVED, NOTICES
 from audit.findings import Finding, Findings, Report
+from audit.followed import LATE
 from audit.foreign import read_json
 from audit.index import Index, Read
 from audit.judge import DERIVED_EVENT, FACT, LOCAL, STATE, TOUCHED, Item, Judge, Lane
@@ -264,7 +265,7 @@ class LaneAudit:
             if span.start > 0 and partition.topic != self._changelog:
                 what = (
                     "they may have been last notices"
-                    if partition.topic in NOTICES
+                    if partition.topic in NOTICES and partition.topic != LATE
                     else "they aren't looked for"
                 )
                 self._findings.report.notices.append(

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
 from audit.history import Elsewhere, Live, counted_as_paid, paid_back
+from audit.promises import BY, DELIVER, FIELDS, SHIP, UNSHIPPED, Late, Promises, subject_of
 from audit.refunds import Allocation, LeftOver, allocate, misallocated
 from audit.rows import more_rows
 from audit.rows import span as _span
@@ -43,6 +44,8 @@ MOST_ITEMS: Final = 1_000
 MOST_TAXES: Final = 20
 MOST_OF_A_CODE: Final = 32
 """Characters of a tax code."""
+MOST_ATTEMPTS: Final = 100
+"""To pay a refund."""
 MOST_CHARACTERS: Final = 1_000
 MOST_DEEP: Final = 500
 """Arrays and objects of a JSON document in each other."""
@@ -124,6 +127,8 @@ class Room:
 
     def facts(self, type_: str) -> int:
         """Bytes of the facts of one event type that one order takes in, as `size` counts them."""
+        if type_ == "promise.updated":
+            return self.batch // 192
         if type_ == "refund.granted":
             return self.batch // 96
         share = {"shipment.updated": 2, "deadline.passed": 2, "refund.decided": 11}.get(type_, 1)
@@ -238,13 +243,12 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | R
                 raise Refused("field_malformed", "allocations")
             return Decision(**decided, time=time)
         content = _fields(envelope.data(), *_DEADLINE_FIELDS)
-        whose = _WHOSE[content["deadline"]]
-        if whose is not None and whose not in content:
-            raise Refused("field_missing", whose)
+        needed = (_WHOSE[content["deadline"]], "due" if content["deadline"] in BY else None)
+        for needs in needed:
+            if needs is not None and needs not in content:
+                raise Refused("field_missing", needs)
         content = {
-            name: each
-            for name, each in content.items()
-            if name not in ("seller_id", "refund_id") or name == whose
+            name: each for name, each in content.items() if name not in _DEADLINE_FIELDS[1] or name in needed
         }
         return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content)
     except Refused as refused:
@@ -559,6 +563,11 @@ def _time(value: Any, path: str) -> datetime:
         raise Refused("field_malformed", path) from None
 
 
+def time_of(text: str) -> datetime:
+    """RFC 3339 with an offset -> a time in UTC. Raises Refused."""
+    return _time(text, "time")
+
+
 def _date_or_time(value: Any, path: str) -> datetime:
     match = _DATE.fullmatch(value) if isinstance(value, str) else None
     return _time(value if match is None else f"{value}T00:00:00Z", path)
@@ -649,10 +658,13 @@ def _items(
 
 
 _SOME_ITEMS: Final = _items({"item_id": _uuid, "quantity": _quantity}, {})
-DEADLINES: Final = ("payment", "stock", "release", "label", "refund")
+DEADLINES: Final = (
+    *("payment", "stock", "release", "label", "refund"),
+    *("ship", "unshipped", "deliver", "return", "refund_retry"),
+)
 _DEADLINE_FIELDS: Final[tuple[dict[str, Reader], dict[str, Reader]]] = (
     {"order_id": _uuid, "deadline": _one_of(*DEADLINES), "attempt": _quantity, "final": _boolean},
-    {"seller_id": _uuid, "refund_id": _uuid},
+    {"seller_id": _uuid, "refund_id": _uuid, "return_id": _uuid, "due": _time},
 )
 _WHOSE: Final = {
     "payment": None,
@@ -660,6 +672,9 @@ _WHOSE: Final = {
     "release": "seller_id",
     "label": "seller_id",
     "refund": "refund_id",
+    **dict.fromkeys(BY, "seller_id"),
+    "return": "return_id",
+    "refund_retry": "refund_id",
 }
 _DECISION_FIELDS: Final[dict[str, Reader]] = {
     "order_id": _uuid,
@@ -680,7 +695,14 @@ _LINES: Final = _items(
         "quantity": _quantity,
         "price": _text,
     },
-    {"warehouse_id": _uuid, "shipping_amount": _text, "taxes": _TAXES, "shipping_taxes": _TAXES},
+    {
+        "warehouse_id": _uuid,
+        "shipping_amount": _text,
+        "taxes": _TAXES,
+        "shipping_taxes": _TAXES,
+        "ship_by": _text,
+        "deliver_by": _text,
+    },
     least=1,
 )
 _PLACED: Final[dict[str, Reader]] = {
@@ -698,6 +720,7 @@ _PLACED_TOO: Final[dict[str, Reader]] = {
     "live_from": _time,
     "refunded_amount": _text,
 }
+_REPLIED: Final[dict[str, Reader]] = {"reason": _text, "attempt": _whole(1, MOST_ATTEMPTS)}
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
     "order.created": ({"order_id": _uuid, **_PLACED}, _PLACED_TOO),
@@ -716,6 +739,10 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
         {"reason": _text, "items": _SOME_ITEMS},
     ),
     "order.cancel_requested": ({"order_id": _uuid, "reason": _text}, {"seller_id": _uuid}),
+    "promise.updated": (
+        {"order_id": _uuid, "seller_id": _uuid},
+        {"ship_by": _text, "deliver_by": _text},
+    ),
     "shipment.updated": (
         {"order_id": _uuid, "shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
         {
@@ -737,8 +764,8 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
         },
         {"quantity": _quantity, "processed_at": _text, "restock": _boolean},
     ),
-    "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
-    "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
+    "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, _REPLIED),
+    "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, _REPLIED),
     "refund.granted": (
         {"order_id": _uuid, "grant_id": _uuid, "amount": _text, "currency": _text, "reason": _text},
         {"seller_id": _uuid, "item_id": _uuid},
@@ -766,8 +793,11 @@ def _fact(type_: str, time: datetime, data: Any, taken: int | None = None) -> Fa
     else:
         if "estimated_delivery" in content:
             content["estimated_delivery"] = _date_or_time(content["estimated_delivery"], "estimated_delivery")
-        if "processed_at" in content:
-            content["processed_at"] = _time(content["processed_at"], "processed_at")
+        for name in ("processed_at", *FIELDS):
+            if name in content:
+                content[name] = _time(content[name], name)
+        if type_ in ("refund.completed", "refund.failed"):
+            content.setdefault("attempt", 1)
         _refuse_repeated(content.get("items", ()))
     reason = content.pop("reason", None)
     return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content, reason)
@@ -818,6 +848,9 @@ def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]
             )
             if len({tax["code"] for tax in item[name]}) < len(item[name]):
                 raise Refused("field_malformed", path + name)
+    for name in FIELDS:
+        if name in item:
+            priced[name] = _time(item[name], path + name)
     return priced
 
 
@@ -865,12 +898,8 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
     if type_ in ("order.created", "checkout.completed"):
         return ("created",)
     if type_ == "deadline.passed":
-        return (
-            type_,
-            content["deadline"],
-            content.get("seller_id") or content.get("refund_id"),
-            content["attempt"],
-        )
+        which = content["due"] if content["deadline"] in BY else content["attempt"]
+        return (type_, content["deadline"], subject_of(content), which)
     if type_ in ("order.paid", "payment.failed"):
         return (type_, content["payment_id"])
     if type_.startswith("stock."):
@@ -882,13 +911,15 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
         )
     if type_ == "order.cancel_requested":
         return ("cancelled", content.get("seller_id"))
+    if type_ == "promise.updated":
+        return ("promise", content["seller_id"], time)
     if type_ == "shipment.updated":
         return ("scan", content["shipment_id"], content["status"], time)
     if type_ == "order.returned":
         return ("return", content["return_id"], content["status"])
     if type_ == "refund.granted":
         return (type_, content["grant_id"])
-    return (type_, content["refund_id"])
+    return (type_, content["refund_id"], content["attempt"])
 
 
 def size(fact: Fact) -> int:
@@ -1096,6 +1127,13 @@ class Line(NamedTuple):
         """What the line's shipping is paid back with, minor units."""
         return self.shipping + (self.shipping_tax if self.on_top else 0)
 
+    def awaited(self, what: str) -> int:
+        """Live units that aren't in transit yet (SHIP), or are and aren't delivered (DELIVER)."""
+        moving = min(self.live_count, self.at_least[IN_TRANSIT])
+        if what == SHIP:
+            return self.live_count - moving
+        return moving - min(self.live_count, self.at_least[DELIVERED])
+
     def unit(self, number: int) -> Unit:
         """The unit at a place of the row, 0 first."""
         rank = max(rank for rank in range(4) if number < self.at_least[rank])
@@ -1232,6 +1270,7 @@ class Reading:
         self.parcels = self._winning_scans()
         self.returns = self._winning_stages()
         self.lines: list[Line] = self._lines() if self.created else []
+        self.promises = Promises(self.items, self.accepted)
 
     # .. facts
     # ....................................................................................................
@@ -1819,9 +1858,13 @@ class Reading:
                 f"reservation:{fact.content['seller_id']}"
             ):
                 codes.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
-            if fact.type == "refund.failed":
-                codes.append(Anomaly("refund_failed", fact.content["refund_id"]))
+        failed = self._refunds_failed - self._refunds_said("refund.completed")
+        codes += [Anomaly("refund_failed", refund_id) for refund_id in sorted(failed)]
         codes += self._silences()
+        codes += [
+            Anomaly(f"late_to_{late.what}", f"{late.seller_id} since {late.due.isoformat()}")
+            for late in self.late
+        ]
         codes += [
             Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}")
             for owed in self.owed()
@@ -1837,12 +1880,8 @@ class Reading:
     def _silences(self) -> list[Anomaly]:
         """What was asked for in vain until nobody asked any longer."""
         given_up = [fact.content for fact in self._of("deadline.passed") if fact.content["final"]]
-        scanned = {scan.content["seller_id"] for scan in self._of("shipment.updated")}
-        replied = {
-            fact.content["refund_id"]
-            for kind in ("refund.completed", "refund.failed")
-            for fact in self._of(kind)
-        }
+        scanned = {scan.content["seller_id"] for scan in self._moving()}
+        replied = self._refunds_said("refund.completed") | self._refunds_failed
         waiting = {
             line.seller_id
             for line in self.lines
@@ -1858,7 +1897,66 @@ class Reading:
                 silent.add(Anomaly("label_unscanned", str(seller)))
             if content["deadline"] == "refund" and refund not in replied:
                 silent.add(Anomaly("refund_unconfirmed", str(refund)))
+        silent |= {Anomaly("return_overdue", return_id) for return_id in self.overdue_returns}
         return sorted(silent)
+
+    def _refunds_said(self, type_: str) -> set[str]:
+        """Refunds of which the payment service said this, of one attempt at least."""
+        return {fact.content["refund_id"] for fact in self._of(type_)}
+
+    @property
+    def _refunds_failed(self) -> set[str]:
+        """Refunds of which an attempt failed; what failed in history isn't one of ours."""
+        failed = self._of("refund.failed")
+        return {fact.content["refund_id"] for fact in failed if not self.live.is_history(fact)}
+
+    # .. promises
+    # .................................................................................................
+
+    @functools.cached_property
+    def late(self) -> list[Late]:
+        """What should have been shipped or delivered, by seller, whatever else has become of the order."""
+        if self.created is None or not self.promises.any_passed:
+            return []
+        dues: dict[tuple[str, str], list[tuple[datetime, int]]] = {}
+        for line in self.lines:
+            for what in (SHIP, DELIVER):
+                due, units = self.promises.first_past(what, line.item), line.awaited(what)
+                if due is not None and units:
+                    dues.setdefault((line.seller_id, what), []).append((due, units))
+        return [
+            Late(what, seller, min(due for due, _ in each), sum(units for _, units in each))
+            for (seller, what), each in sorted(dues.items())
+        ]
+
+    def late_since(self, seller_id: str) -> datetime | None:
+        """Since when a seller is late to ship or to deliver; None: it isn't."""
+        return min((late.due for late in self.late if late.seller_id == seller_id), default=None)
+
+    def promised(self, what: str, seller_id: str) -> datetime | None:
+        """The earliest promise in force for a seller's lines (SHIP or DELIVER); None: there is none."""
+        own = (item for item in self.items.values() if item["seller_id"] == seller_id)
+        each = (self.promises.in_force(what, item) for item in own)
+        return min((by for by in each if by is not None), default=None)
+
+    def most_late(self, what: str, seller_id: str, due: datetime) -> int:
+        """Units of a seller that a deadline could be about in some order of arrival."""
+        own = [line for line in self.lines if line.seller_id == seller_id]
+        return sum(line.quantity for line in own if self.promises.may_be_past(what, line.item, due))
+
+    @functools.cached_property
+    def overdue_returns(self) -> list[str]:
+        """Returns that were requested, and not judged in time nor since."""
+        passed = {
+            fact.content["return_id"]
+            for fact in self._of("deadline.passed")
+            if fact.content["deadline"] == "return"
+        }
+        return sorted(
+            return_id
+            for return_id, stage in self.returns.items()
+            if return_id in passed and stage.content["status"] == "requested"
+        )
 
     def _contradicted(self, decision: Decision) -> bool:
         if decision.cause == "return":
@@ -1951,8 +2049,22 @@ class Reading:
             }
         for decision in self.decisions:
             refund_id = self.made_id(f"refund:{decision.n}")
-            events["refund.request", refund_id] = {"refund_id": refund_id, **self._asked(decision)}
+            asked = {"refund_id": refund_id, **self._asked(decision)}
+            events["refund.request", refund_id] = asked
+            for attempt in self.retries.get(refund_id, ()):
+                events["refund.request", f"{refund_id}:{attempt}"] = {**asked, "attempt": attempt}
         return events
+
+    @functools.cached_property
+    def retries(self) -> dict[str, dict[int, Fact]]:
+        """Refund -> its attempts from the second on, each with the deadline that had it asked for: that of
+        the attempt before.
+        """
+        retries: dict[str, dict[int, Fact]] = {}
+        for fact in self._of("deadline.passed"):
+            if fact.content["deadline"] == "refund_retry":
+                retries.setdefault(fact.content["refund_id"], {})[fact.content["attempt"] + 1] = fact
+        return retries
 
     def _asked(self, decision: Decision) -> dict[str, Any]:
         """What refund.request tells of a decision beside its id."""
@@ -1972,7 +2084,7 @@ class Reading:
             {"payment_id": payment_id, "amount": money_text(part, self.currency)}
             for payment_id, part in decision.allocations
         ]
-        return {**asked, "allocations": allocations}
+        return {**asked, "allocations": allocations, "attempt": 1}
 
     def _paid_for(self, decision: Decision) -> dict[str, Any]:
         """The lines and the shipping that a decision names, as refund.request tells them. Raises LookupError
@@ -2063,8 +2175,9 @@ class Reading:
         if "stock.released" in said:
             if seller in self.cancelled:
                 return "cancelled"
-            overdue = any(fact.content["deadline"] == "payment" for fact in self._of("deadline.passed"))
-            return "payment_overdue" if overdue else "stock_released"
+            if any(fact.content["deadline"] == "payment" for fact in self._of("deadline.passed")):
+                return "payment_overdue"
+            return "not_shipped" if seller in self.promises.unshipped else "stock_released"
         return "stock_rejected" if "stock.rejected" in said else "stock_unanswered"
 
     @functools.cached_property
@@ -2122,6 +2235,19 @@ class Reading:
 
     @functools.cached_property
     def asked_back(self) -> set[str]:
+        """Sellers whose stock may have been asked back, all of it or what wasn't shipped in time."""
+        return self._asked_back_whole | (self.promises.unshipped & set(self.sellers))
+
+    def releasable(self, seller_id: str) -> dict[str, int]:
+        """item_id -> units of a seller in `asked_back` that may have been asked back."""
+        own = [line for line in self.lines if line.seller_id == seller_id]
+        if seller_id not in self._asked_back_whole:
+            until = self.promises.asked_until(seller_id)
+            own = [line for line in own if self.promises.may_be_past(UNSHIPPED, line.item, until)]
+        return {line.item_id: line.quantity for line in own}
+
+    @functools.cached_property
+    def _asked_back_whole(self) -> set[str]:
         """Sellers whose stock may have been asked back: by a cancellation, for want of money, because it
         came too late, or once more.
         """
@@ -2180,14 +2306,29 @@ class Reading:
             if fact.type not in ("order.created", "deadline.passed")
         )
 
+    @property
+    def own_facts_may_have_waited(self) -> bool:
+        """The same of deadlines and decisions, which never are history."""
+        return bool(self.decisions or self._of("deadline.passed"))
+
     def unexpected_deadlines(self) -> list[Fact]:
         """Deadlines that no order of arrival lets pass: of an order that is history nobody waits for stock,
-        nor for labels that may not have left.
+        nor for labels that may not have left; a refund that failed in history alone isn't asked for again.
         """
-        if self.created is None or self.live.may_have_been_live(self.created):
+        if self.created is None or self.live.since is None:
             return []
-        never = {"stock"} if self.may_be_labelled else {"stock", "label"}
-        return [fact for fact in self._of("deadline.passed") if fact.content["deadline"] in never]
+        never: set[str] = set()
+        if not self.live.may_have_been_live(self.created):
+            never = {"stock"} if self.may_be_labelled else {"stock", "label"}
+        failed = [fact for fact in self._of("refund.failed") if self.live.may_have_been_live(fact)]
+        retried = {fact.content["refund_id"] for fact in failed}
+        passed = self._of("deadline.passed")
+        return [
+            fact
+            for fact in passed
+            if fact.content["deadline"] in never
+            or (fact.content["deadline"] == "refund_retry" and fact.content["refund_id"] not in retried)
+        ]
 
     def _moving(self) -> list[Fact]:
         return [scan for scan in self._of("shipment.updated") if RANKS[scan.content["status"]] >= IN_TRANSIT]

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
-if TYPE_CHECKING:  # which imports this module
-    from audit.reference import Decision, Fact, Reading, Suborder
+from audit.promises import DELIVER, SHIP
 
 Row = tuple[Any, ...]
+# Those of audit.reference, which imports this module.
+Decision: TypeAlias = Any
+Fact: TypeAlias = Any
+Reading: TypeAlias = Any
+Suborder: TypeAlias = Any
 _PAYMENTS: Final = ("order.paid", "payment.failed")
 _REPLIES: Final = ("refund.completed", "refund.failed")
 
@@ -93,9 +97,11 @@ def _suborders(reading: Reading) -> list[Row]:
 
 
 def _promises(reading: Reading, suborder: Suborder) -> tuple[str | None, str | None, str | None]:
-    """ship_by, deliver_by and late_since: nothing is promised yet (the contract's section 4)."""
-    del reading, suborder
-    return None, None, None
+    """ship_by, deliver_by and late_since."""
+    seller = suborder.seller_id
+    each = (reading.promised(SHIP, seller), reading.promised(DELIVER, seller), reading.late_since(seller))
+    ship_by, deliver_by, late_since = (None if time is None else time.isoformat() for time in each)
+    return ship_by, deliver_by, late_since
 
 
 # -- payments ------------------------------------------------------------------------------------------------
@@ -130,21 +136,23 @@ def _refund(reading: Reading, refund_id: str, decision: Decision, replies: Seque
     ]
     status, said = "requested", None
     if completed:
-        status, said = "completed", min(completed, key=lambda fact: fact.time)
+        status, said = "completed", min(completed, key=lambda fact: (fact.time, fact.content["attempt"]))
     elif failed:
         status, said = "failed", failed[0]
+    again = reading.retries.get(refund_id, {}).values()
+    counted = [*replies, *again]
     return (
         *(refund_id, *reading.whose, decision.n, status),
         *(reading.in_text(decision.amount), reading.in_text(decision.tax_amount or 0), reading.currency),
         *(decision.cause, decision.cause_id, attempt, None if said is None else said.reason),
         decision.time.isoformat(),
         None if said is None or status != "completed" else said.time.isoformat(),
-        *span([decision.time, *(fact.time for fact in replies)]),
-        1 + len(replies),
+        *span([decision.time, *(fact.time for fact in counted)]),
+        1 + len(counted),
     )
 
 
 def _latest_asked(reading: Reading, refund_id: str) -> int:
-    """Which attempt at a refund was asked for last: nobody asks again yet (the contract's section 4)."""
-    del reading, refund_id
-    return 1
+    """Which attempt at a refund was asked for last."""
+    attempts: dict[int, Fact] = reading.retries.get(refund_id, {})
+    return max(attempts, default=1)

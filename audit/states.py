@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from audit.promises import subject_of
 from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
 NEWEST_FORMAT: Final = 2
@@ -24,6 +25,9 @@ ADDED: Final[dict[str, Any]] = {
     "due": 0,
     "format": 1,
     "grants": [],
+    "promises": [],
+    "lapses": [],
+    "left": [],
 }
 """Elements that came later, in their order, and what a state from before them says.
 A new one is added at the end.
@@ -49,6 +53,8 @@ FIELDS: Final = (
 _FACTS: Final = (
     *("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines"),
     "grants",
+    "promises",
+    "lapses",
 )
 _SIZES: Final = {
     "payments": 6,
@@ -59,6 +65,8 @@ _SIZES: Final = {
     "failures": 4,
     "refunds": 5,
     "deadlines": 6,
+    "promises": 5,
+    "lapses": 6,
     "decisions": 7,
     "waiting": 3,
     "suborders": 9,
@@ -70,13 +78,26 @@ fact's record (whichever came first), and what later versions added.
 _CREATED: Final = 7
 _ITEM: Final = 8
 _LATER: Final[dict[str, tuple[tuple[int, Any], ...]]] = {
+    "refunds": ((5, 1),),
+    "lapses": ((7, None),),
     "decisions": ((8, None), (9, None)),
-    "suborders": ((9, 0),),
+    "suborders": ((9, 0), (10, False)),
     "created": ((7, None), (8, None), (9, None), (11, None), (12, None)),
-    "items": ((8, None), (9, None)),
+    "items": ((8, None), (9, None), (10, None), (11, None)),
 }
 """Elements of these arrays that came later: where each is, and what an array without it says."""
-_CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
+_CLOSED: Final = (
+    "",
+    "cancelled",
+    "payment_overdue",
+    "stock_released",
+    "stock_rejected",
+    "stock_unanswered",
+)
+_NOT_SHIPPED: Final = "not_shipped"
+"""Said beside stock_released, by the last element of a suborder: earlier versions know no number for it."""
+_FIRST_LAPSE: Final = DEADLINES.index("ship")
+"""Deadlines from here on have a list of their own."""
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
 _CAUSES: Final = ("return", "stock", "closed", "grant")
@@ -160,10 +181,11 @@ def state_of(reading: Reading) -> State:
                 _STATUS.index(each.status),
                 *(each.live.items, each.live.shipping, each.live.discount),
                 *each.units,
-                _CLOSED.index(reading.why_closed(each)),
+                _CLOSED.index("stock_released" if why == _NOT_SHIPPED else why),
                 each.live.tax,
+                why == _NOT_SHIPPED,
             )
-            for each in reading.suborders
+            for each, why in ((each, reading.why_closed(each)) for each in reading.suborders)
         )
     return state
 
@@ -247,6 +269,8 @@ def _created(fact: Fact) -> Values:
             item.get("shipping_amount"),
             _taxes(item.get("taxes")),
             _taxes(item.get("shipping_taxes")),
+            _us(item.get("ship_by")),
+            _us(item.get("deliver_by")),
         )
         for item in content["items"]
     )
@@ -299,8 +323,11 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
         case "order.cancel_requested":
             return "cancellations", (time, _id(content.get("seller_id")), fact.reason, refused)
         case "refund.completed" | "refund.failed":
-            failed = fact.type == "refund.failed"
-            return "refunds", (time, uuid_bytes(content["refund_id"]), failed, fact.reason, refused)
+            failed, attempt = fact.type == "refund.failed", content["attempt"]
+            return "refunds", (
+                *(time, uuid_bytes(content["refund_id"]), failed, fact.reason, refused),
+                attempt,
+            )
         case "refund.granted":
             return "grants", (
                 time,
@@ -309,22 +336,23 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
                 *(_id(content.get("seller_id")), _id(content.get("item_id"))),
                 refused,
             )
+        case "promise.updated":
+            by = (_us(content.get("ship_by")), _us(content.get("deliver_by")))
+            return "promises", (time, uuid_bytes(content["seller_id"]), *by, refused)
         case "deadline.passed":
-            subject = content.get("seller_id") or content.get("refund_id")
-            return "deadlines", (
-                time,
-                DEADLINES.index(content["deadline"]),
-                _id(subject),
-                content["attempt"],
-                content["final"],
-                refused,
-            )
+            return _passed(content, time, refused)
     reply = (
         _REPLIES.index(fact.type),
         uuid_bytes(content["seller_id"]),
         uuid_bytes(content["reservation_id"]),
     )
     return "stock", (time, *reply, _quantities(content.get("items")), fact.reason, refused)
+
+
+def _passed(content: Mapping[str, Any], time: int | None, refused: bool) -> tuple[str, Values]:
+    number = DEADLINES.index(content["deadline"])
+    passed = (time, number, _id(subject_of(content)), content["attempt"], content["final"], refused)
+    return ("deadlines", passed) if number < _FIRST_LAPSE else ("lapses", (*passed, _us(content.get("due"))))
 
 
 def _decision(decision: Decision) -> Values:

@@ -22,6 +22,7 @@ INPUT: Final = (
     "stock.rejected",
     "stock.released",
     "order.cancel_requested",
+    "promise.updated",
     "shipment.updated",
     "order.returned",
     "refund.completed",
@@ -44,6 +45,7 @@ LANE: Final = (*INPUT, *INTERNAL)
 DERIVED: Final = (
     "suborder.created",
     "suborder.updated",
+    "suborder.late",
     "stock.reserve",
     "payment.initiate",
     "shipping.label.create",

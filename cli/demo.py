@@ -101,7 +101,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
             subprocess.run(
                 [*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL
             )
-        _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
+        _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 8 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
         simulated = asyncio.run(_simulate(settings, worker))

@@ -23,6 +23,7 @@ class RoleName(StrEnum):
     reader = "reader"
     bulk = "bulk"
     audit = "audit"
+    console = "console"
 
 
 app = typer.Typer(

@@ -38,7 +38,7 @@ def add_command(
     scope: Annotated[
         list[str],
         typer.Option(
-            help="all, user:ID, seller:ID, tracking, write or operate. Several: give it several times."
+            help="all, user:ID, seller:ID, tracking, write, operate or view. Several: give it several times."
         ),
     ],
     expires: Annotated[
@@ -66,7 +66,7 @@ def add_command(
         if known is None:
             raise OrdersError(
                 f"{text} is no scope",
-                "one of all, user:ID, seller:ID, tracking, write, operate; ID is a UUID",
+                "one of all, user:ID, seller:ID, tracking, write, operate, view; ID is a UUID",
             )
         scopes.append(known)
     line, key = made(name, list(dict.fromkeys(scopes)), expires=_end(expires), rate=rate)

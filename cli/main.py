@@ -66,6 +66,13 @@ SUBCOMMANDS: Final = (
     ),
     Subcommand("Run", "worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("Run", "api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand(
+        "Run",
+        "console",
+        "cli.console",
+        "console_command",
+        "Serve a web page for operators and support: lanes, dead letters, orders.",
+    ),
     Subcommand("Run", "keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
         "Run",

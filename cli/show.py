@@ -49,6 +49,7 @@ SHIPMENTS: Final = {
     "carrier": "carrier",
     "tracking_number": "tracking",
 }
+PROMISED: Final = {"ship_by": "ship by", "deliver_by": "deliver by", "late_since": "late since"}
 MOST_FACTS: Final = 12
 """Facts that a reason names; all of them are in the JSON."""
 RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
@@ -190,7 +191,9 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         parts += _table(
             "Suborders",
             explanation["suborders"],
-            {"seller_id": "seller", "status": "status", "total_amount": currency} | tax_column,
+            {"seller_id": "seller", "status": "status", "total_amount": currency}
+            | tax_column
+            | _promised(explanation),
             wide,
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
@@ -220,6 +223,12 @@ def _reason(rule: dict[str, Any]) -> str:
         f"{whose}{rule['says']}{f' ({numbers})' if numbers else ''}"
         + (f" [{'fact' if len(facts) == 1 else 'facts'} {shown}]" if facts else "")
     )
+
+
+def _promised(explanation: dict[str, Any]) -> dict[str, str]:
+    """The columns of what was promised, where anything was."""
+    parts = explanation["suborders"]
+    return {name: label for name, label in PROMISED.items() if any(part[name] for part in parts)}
 
 
 def _tax(explanation: dict[str, Any]) -> str:

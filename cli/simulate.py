@@ -41,6 +41,9 @@ def simulate_command(
     returns: Annotated[
         float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")
     ] = 0.1,
+    unshipped: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of sellers' parts that are never shipped.")
+    ] = 0.0,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),
@@ -59,13 +62,23 @@ def simulate_command(
 
     It needs a running worker. The worker sends an overlooked command again when its deadline passes
     (ORDERS_STOCK_DEADLINE and others), and some customers don't pay: their orders end after
-    ORDERS_PAYMENT_DEADLINE, an hour unless it is set. Exits 1 when some orders haven't ended.
+    ORDERS_PAYMENT_DEADLINE, an hour unless it is set. What is never shipped ends after ORDERS_SHIP_WITHIN and
+    ORDERS_SHIP_CANCEL_AFTER, if that is set. Exits 1 when some orders haven't ended.
 
     Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
     """
     if seed is None:
         seed = secrets.randbelow(1_000_000_000)
-    behaviour = Behaviour(silence, refusals, duplicates, cancellations, returns, delay, seed)
+    behaviour = Behaviour(
+        silence=silence,
+        refusals=refusals,
+        duplicates=duplicates,
+        cancellations=cancellations,
+        returns=returns,
+        delay=delay,
+        seed=seed,
+        unshipped=unshipped,
+    )
     result = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout))
     _report(result, seed, as_json)
     if result.hanging:

@@ -36,6 +36,7 @@ Day = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with
 Currency = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="ISO 4217")]
 TaxCode = Annotated[str, Meta(min_length=1, max_length=32)]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+Attempt = Annotated[int, Meta(ge=1, le=100)]
 UnitNumber = Annotated[int, Meta(ge=0, lt=100_000)]
 BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
 
@@ -61,6 +62,8 @@ class ItemData(Struct, gc=False):
     shipping_amount: Money | UnsetType = UNSET
     taxes: Taxes | UnsetType = UNSET
     shipping_taxes: Taxes | UnsetType = UNSET
+    ship_by: Time | UnsetType = UNSET
+    deliver_by: Time | UnsetType = UNSET
 
 
 class ItemQuantity(Struct, gc=False):
@@ -164,6 +167,17 @@ class OrderCancelRequested(Struct, gc=False):
     seller_id: UUID | UnsetType = UNSET
 
 
+class PromiseUpdated(Struct, gc=False):
+    """A seller promises anew until when all its lines are in transit (ship_by) and delivered (deliver_by).
+    Of each the latest by the event's time counts, instead of what order.created says.
+    """
+
+    order_id: UUID
+    seller_id: UUID
+    ship_by: Time | UnsetType = UNSET
+    deliver_by: Time | UnsetType = UNSET
+
+
 class ShipmentUpdated(Struct, gc=False):
     """A parcel was scanned. Without items: it holds all the seller's units in this order."""
 
@@ -195,11 +209,12 @@ class OrderReturned(Struct, gc=False):
 
 
 class RefundCompleted(Struct, gc=False):
-    """The payment service paid a refund."""
+    """The payment service paid a refund. attempt: that of the refund.request; absent: 1."""
 
     order_id: UUID
     refund_id: UUID
     reason: Text | UnsetType = UNSET
+    attempt: Attempt | UnsetType = UNSET
 
 
 class RefundFailed(RefundCompleted, gc=False):
@@ -238,8 +253,8 @@ class RefundDecided(Struct, gc=False):
 
 
 class DeadlinePassed(Struct, gc=False):
-    """Internal (orders.decisions): an answer did not come in time, by the broker's clock.
-    `final`: it isn't waited for any longer.
+    """Internal (orders.decisions): an answer did not come in time, by the broker's clock, or what was
+    promised didn't happen by `due`. `final`: it isn't waited for any longer.
     """
 
     order_id: UUID
@@ -248,6 +263,8 @@ class DeadlinePassed(Struct, gc=False):
     final: bool
     seller_id: UUID | UnsetType = UNSET
     refund_id: UUID | UnsetType = UNSET
+    return_id: UUID | UnsetType = UNSET
+    due: Time | UnsetType = UNSET
 
 
 class BulkPart(Struct, gc=False):
@@ -335,6 +352,8 @@ DECISIONS: Final = "orders.decisions"
 
 _MOST: Final = 1 << 20
 _MOST_SCANS: Final = 2 << 20
+_MOST_PROMISES: Final = 1 << 17
+"""Some 1,600: each may come to three deadlines."""
 _MOST_DECISIONS: Final = 11 << 20
 _MOST_GRANTS: Final = 1 << 18
 """Some 3,000: each may become a decision, too."""
@@ -370,6 +389,14 @@ INPUT: Final[tuple[EventSpec, ...]] = (
         _MOST,
     ),
     EventSpec(
+        "promise.updated",
+        PromiseUpdated,
+        "seller",
+        "seller_id and the event's time",
+        "promises",
+        _MOST_PROMISES,
+    ),
+    EventSpec(
         "shipment.updated",
         ShipmentUpdated,
         "shipping service",
@@ -378,8 +405,10 @@ INPUT: Final[tuple[EventSpec, ...]] = (
         _MOST_SCANS,
     ),
     EventSpec("order.returned", OrderReturned, "returns desk", "return_id and status", "returns", _MOST),
-    EventSpec("refund.completed", RefundCompleted, "payment service", "refund_id", "refunds", _MOST),
-    EventSpec("refund.failed", RefundFailed, "payment service", "refund_id", "refunds", _MOST),
+    EventSpec(
+        "refund.completed", RefundCompleted, "payment service", "refund_id and attempt", "refunds", _MOST
+    ),
+    EventSpec("refund.failed", RefundFailed, "payment service", "refund_id and attempt", "refunds", _MOST),
     EventSpec("refund.granted", RefundGranted, "customer service", "grant_id", "grants", _MOST_GRANTS),
 )
 """Events of other services, in the order of an order's life."""
@@ -390,7 +419,7 @@ OWN: Final[tuple[EventSpec, ...]] = (
         "deadline.passed",
         DeadlinePassed,
         "",
-        "deadline, seller_id or refund_id, attempt",
+        "deadline, seller_id, return_id or refund_id, and due (ship, unshipped, deliver) or attempt",
         "deadlines",
         _MOST_SCANS,
         DECISIONS,
@@ -414,5 +443,11 @@ EVENTS: Final = {spec.type: spec for spec in (*INPUT, *OWN, *BULK)}
 DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in EVENTS.items()}
 """Event type -> wire form of its data."""
 
-FACT_FIELDS: Final = tuple(dict.fromkeys(spec.facts for spec in EVENTS.values() if spec.facts is not None))
+LAPSES: Final = "lapses"
+"""Field of domain.order.Order that holds deadline.passed of the kinds that came later."""
+
+FACT_FIELDS: Final = (
+    *dict.fromkeys(spec.facts for spec in EVENTS.values() if spec.facts is not None),
+    LAPSES,
+)
 """Fields of domain.order.Order that hold lists of facts."""

@@ -10,7 +10,13 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from contracts.catalogue import DerivedSpec
-from contracts.statuses import ClosedBecauseText, OrderStatusText, RefundCauseText, SuborderStatusText
+from contracts.statuses import (
+    ClosedBecauseText,
+    LatenessText,
+    OrderStatusText,
+    RefundCauseText,
+    SuborderStatusText,
+)
 
 SOURCE: Final = b"/orders"
 """ce_source of everything we publish."""
@@ -69,6 +75,20 @@ class SuborderUpdated(SuborderCreated, gc=False):
     """A suborder's status, amounts (over its live units) or unit counts changed."""
 
 
+class SuborderLate(Struct, gc=False):
+    """A seller is late: by `due`, what it promised or what counts without a promise, so many of its live
+    units are not in transit (ship), or in transit and not delivered (deliver).
+    """
+
+    suborder_id: str
+    order_id: str
+    seller_id: str
+    what: LatenessText
+    due: str
+    units: int
+    version: int
+
+
 class StockItem(Struct, gc=False):
     item_id: str
     product_id: str
@@ -87,7 +107,7 @@ class StockReserve(Struct, gc=False):
 
 
 class StockRelease(StockReserve, gc=False):
-    """Command to the inventory: a cancellation; take back what has not left.
+    """Command to the inventory: a cancellation, or nobody shipped; take back what has not left.
     Only its stock.released makes the units gone.
     """
 
@@ -165,7 +185,8 @@ class RefundAllocation(Struct, gc=False):
 class RefundRequest(Struct, gc=False):
     """Command to the payment service: pay back. Fixed by the decision that it follows.
     lines and shipping_amount say what it pays for, whole, also where less than that is left to be refunded;
-    allocations add up to amount. Requests of decisions of earlier versions have none of the three.
+    allocations add up to amount. attempt: how often it is asked for after failures, with this one.
+    First requests of decisions of earlier versions have none of the four; absent attempt: 1.
     """
 
     refund_id: str
@@ -178,6 +199,7 @@ class RefundRequest(Struct, gc=False):
     lines: list[RefundLine] | UnsetType = UNSET
     shipping_amount: str | UnsetType = UNSET
     allocations: list[RefundAllocation] | UnsetType = UNSET
+    attempt: int | UnsetType = UNSET
 
 
 class StatusCause(Struct, gc=False):
@@ -214,6 +236,15 @@ DERIVED: Final = (
         "notice",
     ),
     DerivedSpec(
+        "suborder.late",
+        SuborderLate,
+        "A seller's ship_by or deliver_by passed, and units are not in transit, or not delivered: its"
+        " deadline.passed came back from orders.decisions.",
+        None,
+        "WHAT:SELLER:DUE",
+        "command",
+    ),
+    DerivedSpec(
         "stock.reserve",
         StockReserve,
         "order.created came: one for every seller, whatever else is known.",
@@ -241,7 +272,8 @@ DERIVED: Final = (
     DerivedSpec(
         "stock.release",
         StockRelease,
-        "A cancellation came: one for each seller meant that has units neither gone nor in transit.",
+        "A cancellation came: one for each seller meant that has units neither gone nor in transit. Or a"
+        " seller ships too late: for the units that are late (ORDERS_SHIP_CANCEL_AFTER).",
         "reservation_id",
         "reservation:SELLER",
         "command",
@@ -265,7 +297,8 @@ DERIVED: Final = (
     DerivedSpec(
         "refund.request",
         RefundRequest,
-        "A refund was decided: its refund.decided came back from orders.decisions.",
+        "A refund was decided: its refund.decided came back from orders.decisions. Or it failed some time"
+        " ago: again, with the next attempt, which its event id is made of too.",
         "refund_id",
         "refund:N",
         "decided",

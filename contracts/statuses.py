@@ -14,9 +14,22 @@ PaymentStatusText = Literal["captured", "failed"]
 RefundStatusText = Literal["requested", "completed", "failed"]
 RefundCauseText = Literal["return", "stock", "closed", "grant"]
 """Why a refund is owed."""
-DeadlineText = Literal["payment", "stock", "release", "label", "refund"]
-"""What was waited for in vain."""
+DeadlineText = Literal[
+    "payment",
+    "stock",
+    "release",
+    "label",
+    "refund",
+    "ship",
+    "unshipped",
+    "deliver",
+    "return",
+    "refund_retry",
+]
+"""What was waited for in vain, or what became due."""
+LatenessText = Literal["ship", "deliver"]
+"""What a seller's units are late with."""
 ClosedBecauseText = Literal[
-    "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"
+    "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered", "not_shipped"
 ]
 """Why none of a seller's units is live."""

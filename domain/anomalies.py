@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from contracts import ids
-from domain.enums import DeadlineKind, RefundCause, ReturnStatus
+from contracts import ids, times
+from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus
 from domain.order import Created, Order
+from domain.promises import Promises
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
-from domain.taken_over import is_history
+from domain.taken_over import is_answer, is_history
 from domain.totals import RunningTotals, winning_stages
 
 _NO_NUMBERS: Final[Mapping[str, int]] = {}
@@ -72,11 +73,21 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
             numbers = {"in_transit": line.claimed, "quantity": line.quantity, "gone": line.gone}
             detail = f"{item}: more units in transit than are not gone"
             some.append(Anomaly("moved_though_gone", detail, line.item_id, numbers))
-    return some + _not_ours(order, created, order_id) + _silences(order, now) + _about_refunds(order, now)
+        if line.brought_back > back:
+            numbers = {"brought_back": line.brought_back, "returned": back}
+            detail = f"{item}: {line.brought_back - back} of it came back, and no processed return names them"
+            some.append(Anomaly("came_back", detail, line.item_id, numbers))
+    return (
+        some
+        + _not_ours(order, created, order_id)
+        + _silences(order, created, now)
+        + _lateness(order, now)
+        + _about_refunds(order, now)
+    )
 
 
 def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
-    """Replies that name what the pipeline didn't make, and refunds that failed."""
+    """Replies that name what the pipeline didn't make, and refunds that failed or were paid twice."""
     some: list[Anomaly] = []
     for reply in order.stock:
         if (
@@ -88,36 +99,73 @@ def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
             detail = f"seller {seller}: reservation {named} is not ours"
             some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
-    for refund in order.refunds:
-        if is_history(created, refund):
-            continue
-        name = f"refund {ids.text(refund.refund_id)}"
-        if refund.failed:
+    paid: dict[bytes, int] = {}
+    completed = {refund.refund_id for refund in order.refunds if not refund.failed}
+    replies = [refund for refund in order.refunds if not is_history(created, refund)]
+    for refund in replies:
+        if not refund.failed:
+            paid[refund.refund_id] = paid.get(refund.refund_id, 0) + 1
+    for refund in replies:
+        name, times_paid = f"refund {ids.text(refund.refund_id)}", paid.get(refund.refund_id, 0)
+        if refund.failed and refund.refund_id not in completed:
             some.append(Anomaly("refund_failed", name, refund.refund_id))
+        if times_paid > 1 and not refund.failed:
+            numbers = {"attempts": times_paid}
+            detail = f"{name}: {times_paid} attempts were paid out"
+            some.append(Anomaly("refund_paid_twice", detail, refund.refund_id, numbers))
         if refund.refund_id not in ours:
             some.append(Anomaly("refund_unknown", f"{name} is not ours", refund.refund_id))
     return some
 
 
-def _silences(order: Order, now: OrderView) -> list[Anomaly]:
+def _silences(order: Order, created: Created, now: OrderView) -> list[Anomaly]:
     """What was asked for until nobody asked any longer, and never answered."""
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
         return []
     some: list[Anomaly] = []
-    scanned = {scan.seller_id for scan in order.scans if not scan.refused}
+    moved = {scan.seller_id for scan in order.scans if scan.rank >= Rank.IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
         seller, seller_id = f"seller {ids.text(suborder.seller_id)}", suborder.seller_id
         if (DeadlineKind.RELEASE, seller_id) in given_up and suborder.live > suborder.in_transit:
             detail = f"{seller}: the stock was asked back in vain"
             some.append(Anomaly("release_unanswered", detail, seller_id))
-        if (DeadlineKind.LABEL, seller_id) in given_up and suborder.live and seller_id not in scanned:
-            detail = f"{seller}: no scan since its label was asked for"
+        if (DeadlineKind.LABEL, seller_id) in given_up and suborder.live and seller_id not in moved:
+            detail = f"{seller}: no parcel in transit since its label was asked for"
             some.append(Anomaly("label_unscanned", detail, seller_id))
-    replied = {refund.refund_id for refund in order.refunds}
+    replied = {refund.refund_id for refund in order.refunds if is_answer(created, refund)}
     for what, subject in given_up:
         if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
             some.append(Anomaly("refund_unconfirmed", f"refund {ids.text(subject)}", subject))
+    return some
+
+
+def _lateness(order: Order, now: OrderView) -> list[Anomaly]:
+    """What was promised and didn't happen, and returns that nobody judged."""
+    if not order.lapses:
+        return []
+    some: list[Anomaly] = []
+    promises = Promises(order)
+    for suborder in now.suborders:
+        seller, lines = f"seller {ids.text(suborder.seller_id)}", suborder.open_lines()
+        for what, kind, done in (
+            (DeadlineKind.SHIP, "late_to_ship", "in transit"),
+            (DeadlineKind.DELIVER, "late_to_deliver", "delivered"),
+        ):
+            lapses = promises.passed(what, suborder.seller_id)
+            late = [(lapse, units) for lapse in lapses if (units := promises.late(lapse, lines))]
+            if late:
+                # Each later one makes all of these units late, and perhaps more.
+                _, units = max(late, key=lambda each: each[0].due or 0)
+                first = min(lapse.due or 0 for lapse, _ in late)
+                count = sum(units.values())
+                detail = f"{seller}: {count} not {done}, due {times.text(first)}"
+                some.append(Anomaly(kind, detail, suborder.seller_id, {"units": count}))
+    overdue = {lapse.subject for lapse in order.lapses if lapse.what is DeadlineKind.RETURN}
+    for return_id, stage in winning_stages(order).items():
+        if return_id in overdue and stage.status is ReturnStatus.REQUESTED:
+            detail = f"return {ids.text(return_id)}: neither processed nor rejected"
+            some.append(Anomaly("return_overdue", detail, return_id))
     return some
 
 

@@ -7,8 +7,10 @@ when it is folded; a replay reads it and looks at no clock.
     payment   captured below the order's total     -> the stock is asked back, as by a cancellation
     stock     no answer to stock.reserve           -> asked again under the same id; at last it is a rejection
     release   no answer to stock.release           -> asked again under the same id; at last an anomaly
-    label     no scan since shipping.label.create  -> asked again under the same id; at last an anomaly
+    label     no parcel since shipping.label.create-> asked again under the same id; at last an anomaly
     refund    no answer to refund.request          -> asked again under the same id; at last an anomaly
+
+domain.lapses has the others: what is shipped and delivered too late, returns, refunds that failed.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from operator import attrgetter
 from typing import Final
 
 from contracts import ids
-from domain.enums import DeadlineKind, OrderStatus, SuborderStatus
+from domain.enums import DeadlineKind, OrderStatus, Rank, SuborderStatus
+from domain.lapses import pending_promises, pending_retries, pending_returns, unshipped_since
 from domain.order import Order
 from domain.shapes import DeadlinePolicy, Due
-from domain.taken_over import is_history
+from domain.taken_over import is_answer, is_history
 
-_PAYMENT, _STOCK, _RELEASE, _LABEL, _REFUND = DeadlineKind
+_PAYMENT, _STOCK, _RELEASE = DeadlineKind.PAYMENT, DeadlineKind.STOCK, DeadlineKind.RELEASE
+_LABEL, _REFUND = DeadlineKind.LABEL, DeadlineKind.REFUND
+_IN_TRANSIT: Final = Rank.IN_TRANSIT
 _CONFIRMED: Final = OrderStatus.CONFIRMED
 _CLOSED: Final = SuborderStatus.CLOSED
 _attempt: Final = attrgetter("attempt")
@@ -57,9 +62,9 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
         wait(_PAYMENT, None, armed, policy.payment, 1)
     answered = {reply.seller_id for reply in order.stock if not reply.refused}
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
-    for seller_id, part in zip(
-        sorted({item.seller_id for item in created.items}), order.suborders, strict=True
-    ):
+    moved = {scan.seller_id for scan in order.scans if scan.rank >= _IN_TRANSIT and not scan.refused}
+    sellers = sorted({item.seller_id for item in created.items})
+    for seller_id, part in zip(sellers, order.suborders, strict=True):
         if part.live <= part.in_transit:
             continue
         if reserved and seller_id not in answered and seller_id not in scanned:
@@ -70,18 +75,24 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
                 cancelled.get(None),
                 cancelled.get(seller_id),
                 overdue and max(armed, overdue.appended),
+                order.lapses and unshipped_since(order, seller_id),
             )
             if at
         ]
         if asked_back:
             wait(_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
-        elif order.labelled_at and seller_id not in scanned:
+        elif order.labelled and order.labelled_at and seller_id not in moved:
             wait(_LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
-    replied = {reply.refund_id for reply in order.refunds if not reply.refused}
+    replied = {reply.refund_id for reply in order.refunds if is_answer(created, reply)}
     for decision in order.decisions:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
             wait(_REFUND, refund_id, max(armed, decision.appended), policy.refund, policy.refund_asks)
+    deadlines += pending_promises(order, policy, sellers, {None} if overdue else cancelled)
+    if order.returns:
+        deadlines += pending_returns(order, policy)
+    if order.refunds:
+        deadlines += pending_retries(order, created, order_id, policy)
     return deadlines
 
 

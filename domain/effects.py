@@ -34,16 +34,19 @@ from contracts.outgoing import (
     StockRestock,
     SuborderCreated,
     SuborderItem,
+    SuborderLate,
     SuborderUnits,
     SuborderUpdated,
 )
 from contracts.record_id import RecordId
+from contracts.statuses import LatenessText
 from contracts.topics import CREATED, DECISIONS
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
 from domain.events import to_event_data
 from domain.order import (
     Created,
     Item,
+    Lapse,
     RefundDecision,
     ReturnStage,
     SimpleFact,
@@ -126,6 +129,14 @@ class Writer:
         data = self._suborder(SuborderUpdated, created, suborder, version)
         self._publish("suborder.updated", f"{version}:{data.seller_id}", data)
 
+    def suborder_late(self, lapse: Lapse, units: int, version: int) -> None:
+        """`lapse`: of what is shipped or delivered; `units`: how many of its seller are late."""
+        assert lapse.due is not None
+        seller, due = ids.text(lapse.subject), times.text(lapse.due)
+        what: LatenessText = "ship" if lapse.what is DeadlineKind.SHIP else "deliver"
+        data = SuborderLate(self.id(f"suborder:{seller}"), self.order_text, seller, what, due, units, version)
+        self._publish("suborder.late", f"{what}:{seller}:{due}", data)
+
     def stock_reserve(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
         seller = ids.text(seller_id)
         data = StockReserve(self.id(f"reservation:{seller}"), self.order_text, seller, _stock_items(items))
@@ -201,7 +212,7 @@ class Writer:
     def refund_id(self, decision: RefundDecision) -> bytes:
         return ids.uuid5(self.order_id, f"refund:{decision.n}")
 
-    def refund_request(self, decision: RefundDecision, created: Created) -> None:
+    def refund_request(self, decision: RefundDecision, created: Created, attempt: int = 1) -> None:
         data = RefundRequest(
             self.id(f"refund:{decision.n}"),
             self.order_text,
@@ -211,11 +222,14 @@ class Writer:
             ids.text(decision.cause_id),
             UNSET if decision.tax is None else money.text(decision.tax, self.digits),
         )
+        if decision.allocations is not None or attempt != 1:
+            data.attempt = attempt
         if decision.allocations is not None:
             if not self._lines:
                 self._lines = {line.item_id: line for line in fresh_lines(created)}
             _tell_what_it_pays(data, decision, self._lines, self.digits)
-        self._publish("refund.request", data.refund_id, data)
+        again = "" if attempt == 1 else f":{attempt}"
+        self._publish("refund.request", data.refund_id + again, data)
 
     def refund_decided(self, decision: RefundDecision) -> None:
         spans = [(ids.uuid(item_id), first, count) for item_id, first, count in decision.units]
@@ -339,6 +353,8 @@ def order_placed(event: Event) -> Derived:
             UNSET if item.shipping is None else money.text(item.shipping, digits),
             _taxes_sent(item.taxes, digits),
             _taxes_sent(item.shipping_taxes, digits),
+            UNSET if item.ship_by is None else times.text(item.ship_by),
+            UNSET if item.deliver_by is None else times.text(item.deliver_by),
         )
         for item in created.items
     ]
@@ -432,21 +448,25 @@ def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
     ]
 
 
+_OF_REFUNDS = (DeadlineKind.REFUND, DeadlineKind.REFUND_RETRY)
+
+
 def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     """-> (value, headers) of the record for orders.decisions that says so.
     No event caused it; it has the time at which it passed.
     """
     subject = None if due.subject is None else ids.uuid(due.subject)
-    refund = due.what is DeadlineKind.REFUND
-    data = DeadlinePassed(
-        ids.uuid(order_id),
-        due.what.text,
-        due.attempt,
-        due.final,
-        UNSET if subject is None or refund else subject,
-        subject if subject is not None and refund else UNSET,
-    )
-    name = f"deadline.passed:{data.deadline}:{subject or ''}:{due.attempt}"
+    data = DeadlinePassed(ids.uuid(order_id), due.what.text, due.attempt, due.final)
+    if due.what in _OF_REFUNDS:
+        data.refund_id = UNSET if subject is None else subject
+    elif due.what is DeadlineKind.RETURN:
+        data.return_id = UNSET if subject is None else subject
+    else:
+        data.seller_id = UNSET if subject is None else subject
+    which = str(due.attempt)
+    if due.due is not None:
+        data.due = which = times.text(due.due)
+    name = f"deadline.passed:{data.deadline}:{subject or ''}:{which}"
     at = ("ce_time", times.text(due.at * 1000).encode())
     return encode(Derived(DECISIONS, "deadline.passed", name, data), order_id, [at])
 

@@ -117,6 +117,12 @@ class DeadlineKind(Numbered):
     RELEASE = 2
     LABEL = 3
     REFUND = 4
+    # From here on only Lapse holds them: the version before this one can't read their numbers.
+    SHIP = 5
+    UNSHIPPED = 6
+    DELIVER = 7
+    RETURN = 8
+    REFUND_RETRY = 9
 
 
 class ClosedBecause(Numbered):
@@ -130,3 +136,5 @@ class ClosedBecause(Numbered):
     STOCK_RELEASED = 3
     STOCK_REJECTED = 4
     STOCK_UNANSWERED = 5
+    NOT_SHIPPED = 6
+    """In a view alone: a state says it by PublishedSuborder.not_shipped."""

@@ -30,6 +30,7 @@ from contracts.incoming import (
     OrderPaid,
     OrderReturned,
     PaymentFailed,
+    PromiseUpdated,
     RefundCompleted,
     RefundDecided,
     RefundGranted,
@@ -56,8 +57,10 @@ from domain.order import (
     Fact,
     Grant,
     Item,
+    Lapse,
     Payment,
     PaymentFailure,
+    Promise,
     Quantities,
     RefundDecision,
     RefundReply,
@@ -81,8 +84,24 @@ _SUBJECT: Final = {
     "release": "seller_id",
     "label": "seller_id",
     "refund": "refund_id",
+    "ship": "seller_id",
+    "unshipped": "seller_id",
+    "deliver": "seller_id",
+    "return": "return_id",
+    "refund_retry": "refund_id",
 }
 """Deadline -> the field that says whose it is."""
+_LAPSES: Final = frozenset(
+    (
+        DeadlineKind.SHIP,
+        DeadlineKind.UNSHIPPED,
+        DeadlineKind.DELIVER,
+        DeadlineKind.RETURN,
+        DeadlineKind.REFUND_RETRY,
+    )
+)
+_DUE: Final = frozenset((DeadlineKind.SHIP, DeadlineKind.UNSHIPPED, DeadlineKind.DELIVER))
+"""Those that say what was due."""
 MOST_REFUND: Final = (1 << 64) - 1
 """Minor units: what a state can hold, and more than all the payments that one order takes in."""
 
@@ -135,6 +154,10 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int, appended: int = 
             postage,
         )
         items.append(item)
+        if line.ship_by is not UNSET:
+            item.ship_by = times.parse(line.ship_by, f"$.items[{i}].ship_by")
+        if line.deliver_by is not UNSET:
+            item.deliver_by = times.parse(line.deliver_by, f"$.items[{i}].deliver_by")
         if line.taxes is not UNSET:
             item.taxes = _taxes(line.taxes, digits, f"$.items[{i}].taxes")
             tax += sum_of(item.taxes)
@@ -252,6 +275,15 @@ def _scan(data: ShipmentUpdated, time: int) -> Fact:
     )
 
 
+def _promised(data: PromiseUpdated, time: int) -> Fact:
+    return Promise(
+        time,
+        data.seller_id.bytes,
+        None if data.ship_by is UNSET else times.parse(data.ship_by, "$.ship_by"),
+        None if data.deliver_by is UNSET else times.parse(data.deliver_by, "$.deliver_by"),
+    )
+
+
 def _returned(data: OrderReturned, time: int) -> Fact:
     return ReturnStage(
         time,
@@ -267,7 +299,13 @@ def _returned(data: OrderReturned, time: int) -> Fact:
 
 def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
     def build(data: RefundCompleted, time: int) -> Fact:
-        return RefundReply(time, data.refund_id.bytes, failed, None if data.reason is UNSET else data.reason)
+        return RefundReply(
+            time,
+            data.refund_id.bytes,
+            failed,
+            None if data.reason is UNSET else data.reason,
+            attempt=1 if data.attempt is UNSET else data.attempt,
+        )
 
     return build
 
@@ -323,9 +361,15 @@ def _passed(data: DeadlinePassed, time: int) -> Fact:
     subject = UNSET if name is None else getattr(data, name)
     if name is not None and subject is UNSET:
         raise Refused(errors.FIELD_MISSING, f"$.{name}: missing")
-    return Deadline(
-        time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final
-    )
+    what, whose = _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes
+    if whose is None or what not in _LAPSES:
+        return Deadline(time, what, whose, data.attempt, data.final)
+    due = None
+    if what in _DUE:
+        if data.due is UNSET:
+            raise Refused(errors.FIELD_MISSING, "$.due: missing")
+        due = times.parse(data.due, "$.due")
+    return Lapse(time, what, whose, data.attempt, data.final, due=due)
 
 
 def _bulk(data: BulkPart, time: int) -> Any:
@@ -344,6 +388,7 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "stock.rejected": _stock(StockAnswer.REJECTED),
     "stock.released": _stock(StockAnswer.RELEASED),
     "order.cancel_requested": _cancelled,
+    "promise.updated": _promised,
     "shipment.updated": _scan,
     "order.returned": _returned,
     "refund.completed": _refund(False),
@@ -452,7 +497,7 @@ def to_event_data(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
     digits = money.DIGITS[fact.currency] if isinstance(fact, (Payment, Grant)) else 0
     for name in fact.__struct_fields__:
         value = getattr(fact, name)
-        if value is None or name in ("time", "refused", "type", "failed"):
+        if value is None or name in ("time", "refused", "type", "failed", "appended"):
             continue
         if name == "rank":
             name = "status"
@@ -460,7 +505,7 @@ def to_event_data(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
             value = value.text
         elif name == "amount":
             value = money.text(value, digits)
-        elif name in ("estimated_delivery", "processed_at"):
+        elif name in ("estimated_delivery", "processed_at", "ship_by", "deliver_by", "due"):
             value = times.text(value)
         elif name == "items":
             value = [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in value]

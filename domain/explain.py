@@ -154,6 +154,10 @@ def _items(items: Quantities | None) -> Any:
     )
 
 
+def _time(micros: int | None) -> str | None:
+    return None if micros is None else times.text(micros)
+
+
 def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Amount) -> Json:
     seller = ids.text(suborder.seller_id)
     explanation: Json = {
@@ -169,6 +173,9 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Amount)
         },
         "total_amount": amount(suborder.total),
         "tax_amount": amount(suborder.tax),
+        "ship_by": _time(suborder.ship_by),
+        "deliver_by": _time(suborder.deliver_by),
+        "late_since": _time(suborder.late_since),
     }
     if suborder.live < suborder.ordered:
         types = {

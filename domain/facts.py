@@ -18,9 +18,11 @@ from domain.order import (
     Deadline,
     Fact,
     Grant,
+    Lapse,
     Order,
     Payment,
     PaymentFailure,
+    Promise,
     Quantities,
     RefundDecision,
     RefundReply,
@@ -50,6 +52,13 @@ _AWAITED: Final = {
     DeadlineKind.RELEASE: "the answer that the stock was given back",
     DeadlineKind.LABEL: "the first scan",
     DeadlineKind.REFUND: "the answer about the refund",
+}
+_LAPSED: Final = {
+    DeadlineKind.SHIP: "seller {} was to ship by {}",
+    DeadlineKind.UNSHIPPED: "seller {} was to ship by {}, and had more time than that",
+    DeadlineKind.DELIVER: "seller {}'s parcels were to be delivered by {}",
+    DeadlineKind.RETURN: "return {} was requested long enough ago",
+    DeadlineKind.REFUND_RETRY: "refund {} failed long enough ago, attempt {}",
 }
 _OWED: Final = {
     RefundCause.RETURN: "for return {}",
@@ -93,6 +102,7 @@ def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
     waiting = {(each.field, each.index) for each in order.waiting}
     created = order.created
     items = {} if created is None else {item.item_id: item.seller_id for item in created.items}
+    items |= {stage.return_id: items[stage.item_id] for stage in order.returns if stage.item_id in items}
     if created is not None:
         if sellers is None:
             yield from _before(created)
@@ -134,7 +144,7 @@ def _told(fact: Fact, type_: str, what: str, appended: int, note: str = "") -> J
         "appended": times.text(appended * 1000) if appended else None,
         "type": type_,
         "what": what,
-        "source": _OURS if isinstance(fact, (Deadline, RefundDecision)) else None,
+        "source": _OURS if isinstance(fact, (Deadline, Lapse, RefundDecision)) else None,
         "cause": _cause(fact),
         "note": note,
     }
@@ -144,15 +154,17 @@ def _cause(fact: Fact) -> Json | None:
     """Of a fact of our own: what it was decided for, or what was waited for."""
     if isinstance(fact, RefundDecision):
         return {"type": fact.cause.text, "id": ids.text(fact.cause_id)}
-    if isinstance(fact, Deadline):
+    if isinstance(fact, (Deadline, Lapse)):
         return {"type": fact.what.text, "id": None if fact.subject is None else ids.text(fact.subject)}
     return None
 
 
 def concerns(fact: SimpleFact, sellers: Sellers, items: Mapping[bytes, bytes]) -> bool:
-    """Whether a fact is about one of these sellers' part of the order. `items`: item -> its seller. Pure."""
+    """Whether a fact is about one of these sellers' part of the order. `items`: item, and return, -> its
+    seller. Pure.
+    """
     match fact:
-        case StockReply() | Scan():
+        case StockReply() | Scan() | Promise():
             return fact.seller_id in sellers
         case Cancellation():
             return fact.seller_id is None or fact.seller_id in sellers
@@ -161,6 +173,8 @@ def concerns(fact: SimpleFact, sellers: Sellers, items: Mapping[bytes, bytes]) -
         case Deadline():
             # Why their stock is asked back, too; what the refunds are is none of theirs.
             return fact.what is DeadlineKind.PAYMENT or fact.subject in sellers
+        case Lapse():
+            return fact.subject in sellers or items.get(fact.subject) in sellers
     return False
 
 
@@ -216,7 +230,15 @@ def describe(fact: SimpleFact) -> str:
                 f" {fact.status.text}"
             )
         case RefundReply():
-            return f"refund {ids.text(fact.refund_id)} {'failed' if fact.failed else 'was paid out'}"
+            again = "" if fact.attempt == 1 else f", attempt {fact.attempt}"
+            return f"refund {ids.text(fact.refund_id)} {'failed' if fact.failed else 'was paid out'}{again}"
+        case Promise():
+            until = [("shipped", fact.ship_by), ("delivered", fact.deliver_by)]
+            what = " and ".join(f"{done} by {times.text(by)}" for done, by in until if by is not None)
+            return f"seller {ids.text(fact.seller_id)} promised to have its units {what or 'as before'}"
+        case Lapse():
+            which = fact.attempt if fact.due is None else times.text(fact.due)
+            return _LAPSED[fact.what].format(ids.text(fact.subject), which)
         case Grant():
             about = "" if fact.seller_id is None else f" about seller {ids.text(fact.seller_id)}"
             if fact.item_id is not None:

@@ -9,14 +9,14 @@ batches, the facts end up the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from msgspec import structs
 
 from contracts import errors
-from contracts.incoming import EVENTS
+from contracts.incoming import EVENTS, LAPSES
 from contracts.record_id import RecordId
 from domain.effects import Writer, fresh_suborders
 from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
@@ -27,9 +27,12 @@ from domain.order import (
     Deadline,
     Grant,
     Item,
+    Lapse,
     Order,
     Payment,
+    Promise,
     RefundDecision,
+    RefundReply,
     ReturnStage,
     Scan,
     SimpleFact,
@@ -37,6 +40,7 @@ from domain.order import (
     Waiting,
     type_of,
 )
+from domain.promises import Promises
 from domain.refunds import next_refund
 from domain.shapes import Event, Folded
 from domain.status import OrderView, view_of
@@ -77,7 +81,7 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
     if type(fact) is RefundDecision:
         return _fold_decision(order, event, fact, totals)
     assert not isinstance(fact, (Created, RefundDecision))  # for the type checker: type() has ruled them out
-    field = _FIELD[event.type]
+    field = LAPSES if type(fact) is Lapse else _FIELD[event.type]
     facts: list[SimpleFact] = getattr(order, field)
     if facts:
         known = totals.known(field, facts, fact)
@@ -90,8 +94,7 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
         ):
             return _TOO_LARGE
     order.version += 1
-    if isinstance(fact, (Cancellation, Deadline)):
-        fact.appended = event.appended
+    _note_arrival(fact, event.appended)
     created = order.created
     refusal = None
     if created is None:
@@ -104,6 +107,8 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
     totals.add(field, facts, fact)
     if created is None or refusal is not None:
         return Folded(True, refusal, [])
+    if first_move and isinstance(fact, Scan):
+        _note_departure(order, created, fact.seller_id, event.appended)
     now = view_of(order, totals)
     history = is_history(created, fact)
     writer = Writer(event.order_id, created.currency, history)
@@ -111,6 +116,27 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
         _commands_for(order, created, now, writer, fact, first_move)
     _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
+
+
+def _note_arrival(fact: SimpleFact, appended: int) -> None:
+    """Keep the broker's time of what something is waited for from then on."""
+    if (
+        isinstance(fact, (Cancellation, Deadline, Lapse))
+        or (isinstance(fact, RefundReply) and fact.failed)
+        or (isinstance(fact, ReturnStage) and fact.status is ReturnStatus.REQUESTED)
+    ):
+        fact.appended = appended
+
+
+def _note_departure(order: Order, created: Created, seller_id: bytes, appended: int) -> None:
+    """Keep when a seller's last parcel was first in transit."""
+    if not appended:
+        return
+    sellers = sorted({item.seller_id for item in created.items})
+    if not order.left:
+        order.left = [0] * len(sellers)
+    at = sellers.index(seller_id)
+    order.left[at] = max(order.left[at], appended)
 
 
 def _repeated(
@@ -196,7 +222,7 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
             if item.item_id == fact.item_id:
                 return None
         return errors.ORDER_ITEM, "$.item_id: not an item of the order"
-    if isinstance(fact, (Scan, StockReply, Cancellation)):
+    if isinstance(fact, (Scan, StockReply, Cancellation, Promise)):
         seller_id = fact.seller_id
         if seller_id is None:
             return None
@@ -205,7 +231,7 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
                 break
         else:
             return errors.ORDER_SELLER, "$.seller_id: not a seller of the order"
-        if not isinstance(fact, Cancellation) and fact.items:
+        if isinstance(fact, (Scan, StockReply)) and fact.items:
             seller_of = {item.item_id: item.seller_id for item in created.items}
             for i, (item_id, _) in enumerate(fact.items):
                 owner = seller_of.get(item_id)
@@ -270,6 +296,8 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     _commands_for_waiting(order, created, now, writer)
     for decision in order.decisions:
         writer.refund_request(decision, created)
+    for lapse in order.lapses:
+        _answer_lapse(order, created, now, writer, lapse)
     _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -317,6 +345,9 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
         return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
     writer.refund_request(decision, created)
+    for lapse in order.lapses:
+        if lapse.what is DeadlineKind.REFUND_RETRY and lapse.subject == writer.refund_id(decision):
+            writer.refund_request(decision, created, lapse.attempt + 1)
     _propose_refund(order, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -339,6 +370,8 @@ def _commands_for(
             writer.stock_release(fact.seller_id, _units_of(created, fact.seller_id))
     elif type(fact) is Deadline:
         _answer_deadline(order, created, now, writer, fact)
+    elif type(fact) is Lapse:
+        _answer_lapse(order, created, now, writer, fact)
 
 
 def _answer_deadline(
@@ -362,7 +395,7 @@ def _answer_deadline(
     elif deadline.final:
         return
     elif deadline.what is DeadlineKind.RELEASE:
-        _release_units(created, now, writer, subject)
+        _release_again(order, created, now, writer, subject)
     elif deadline.what is DeadlineKind.LABEL:
         if order.labelled or not theirs:
             _ask_labels(created, now, writer, order, subject)
@@ -370,6 +403,49 @@ def _answer_deadline(
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
                 writer.refund_request(decision, created)
+
+
+def _answer_lapse(order: Order, created: Created, now: OrderView, writer: Writer, lapse: Lapse) -> None:
+    """Tell that a seller is late; ask its stock back; ask for a refund again."""
+    if lapse.what is DeadlineKind.REFUND_RETRY:
+        for decision in order.decisions:
+            if writer.refund_id(decision) == lapse.subject:
+                writer.refund_request(decision, created, lapse.attempt + 1)
+    elif lapse.what is not DeadlineKind.RETURN:
+        promises = Promises(order)
+        for suborder in now.suborders:
+            if suborder.seller_id == lapse.subject:
+                late = promises.late(lapse, suborder.open_lines())
+                if late and lapse.what is DeadlineKind.UNSHIPPED:
+                    _release_late(created, writer, lapse.subject, late)
+                elif late:
+                    writer.suborder_late(lapse, sum(late.values()), order.version)
+
+
+def _release_again(
+    order: Order, created: Created, now: OrderView, writer: Writer, seller_id: bytes | None
+) -> None:
+    """Nobody answered for units that were asked back: all of the seller's, or those that it ships too late
+    alone.
+    """
+    if (
+        not any(lapse.what is DeadlineKind.UNSHIPPED and lapse.subject == seller_id for lapse in order.lapses)
+        or any(not each.refused and each.seller_id in (None, seller_id) for each in order.cancellations)
+        or any(each.what is DeadlineKind.PAYMENT for each in order.deadlines)
+    ):
+        _release_units(created, now, writer, seller_id)
+        return
+    assert seller_id is not None
+    promises = Promises(order)
+    for suborder in now.suborders:
+        if suborder.seller_id == seller_id:
+            late = {
+                item_id: to_ship
+                for item_id, to_ship, _ in suborder.open_lines()
+                if to_ship and promises.asked_back(seller_id, item_id)
+            }
+            if late:
+                _release_late(created, writer, seller_id, late)
 
 
 def _given_up(order: Order, seller_id: bytes) -> bool:
@@ -394,6 +470,12 @@ def _release_units(created: Created, now: OrderView, writer: Writer, seller_id: 
                 writer.stock_release(suborder.seller_id, here)
 
 
+def _release_late(created: Created, writer: Writer, seller_id: bytes, late: Mapping[bytes, int]) -> None:
+    """Ask back units of a seller that are late: item -> how many."""
+    by_id = {item.item_id: item for item in created.items}
+    writer.stock_release(seller_id, [(by_id[item_id], count) for item_id, count in late.items()])
+
+
 def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
     """What a parcel holds, of each line at most its quantity."""
     if scan.items is None:
@@ -410,10 +492,12 @@ def _publish_changes(
 ) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
-    if now.status >= _CONFIRMED and not order.labelled and _labels_are_ours(created, now, event, totals):
-        order.labelled = True
-        order.labelled_at = event.appended
-        _ask_labels(created, now, writer, order)
+    if now.status >= _CONFIRMED and not order.labelled:
+        order.labelled = _labels_are_ours(created, now, event, totals)
+        if order.labelled or not order.labelled_at:
+            order.labelled_at = event.appended
+        if order.labelled:
+            _ask_labels(created, now, writer, order)
     published = order.suborders
     for i, suborder in enumerate(now.suborders):
         state = suborder.state()

@@ -36,6 +36,7 @@ Moment = Annotated[int, Meta(ge=0)]
 """Milliseconds since 1970 by the brokers' time; 0: not known, or none."""
 Amount = Annotated[int, Meta(ge=0, le=1 << 62)]
 Units = Annotated[int, Meta(ge=1, le=100_000)]
+Attempt = Annotated[int, Meta(ge=1, le=100)]
 # What is outside of these bounds is no state of ours (tables.codec): they are checked where one
 # is read, and nowhere else.
 
@@ -74,6 +75,9 @@ class Item(Stored):
     shipping: Amount | None
     taxes: Taxes | None = None
     shipping_taxes: Taxes | None = None
+    ship_by: Micros | None = None
+    """When its last unit is to be in transit, and delivered; None: not sent."""
+    deliver_by: Micros | None = None
 
 
 class Created(Stored):
@@ -188,22 +192,43 @@ class ReturnStage(Stored):
     processed_at: Micros | None = None
     restock: bool | None = None
     refused: bool = False
+    appended: Moment = 0
+    """The broker's time of its record, ms, of a request: from here on its end is waited for."""
 
     def key(self) -> tuple[object, ...]:
         return (self.return_id, self.status)
 
 
 class RefundReply(Stored):
-    """refund.completed, refund.failed. Natural key: refund_id and type."""
+    """refund.completed, refund.failed. Natural key: refund_id, type and attempt."""
 
     time: Micros
     refund_id: Id
     failed: bool
     reason: str | None = None
     refused: bool = False
+    attempt: Attempt = 1
+    """Which request it answers; 1: also of a reply that doesn't say."""
+    appended: Moment = 0
+    """The broker's time of its record, ms, of a failure: from here on the next request is waited for."""
 
     def key(self) -> tuple[object, ...]:
-        return (self.refund_id, self.failed)
+        return (self.refund_id, self.failed, self.attempt)
+
+
+class Promise(Stored):
+    """promise.updated: until when a seller ships and delivers all its lines.
+    Natural key: the seller and the event's time.
+    """
+
+    time: Micros
+    seller_id: Id
+    ship_by: Micros | None = None
+    deliver_by: Micros | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.seller_id, self.time)
 
 
 class Grant(Stored):
@@ -263,8 +288,41 @@ class Deadline(Stored):
         return (self.what, self.subject, self.attempt)
 
 
+class Lapse(Stored):
+    """deadline.passed of a later kind (from DeadlineKind.SHIP on): in a list of its own, which the version
+    before this one keeps without reading it. Natural key: what, whose, and `due`, or the number of the
+    attempt.
+
+    `subject` is the seller's id, the return's or the refund's. `final` as in Deadline; nothing asks for it.
+    """
+
+    time: Micros
+    what: DeadlineKind
+    subject: Id
+    attempt: int
+    final: bool
+    refused: bool = False
+    appended: Moment = 0
+    """The broker's time of its record, ms: from here on what follows is waited for."""
+    due: Micros | None = None
+    """What a seller had promised, or the time that counts without a promise; None: of a return or refund."""
+
+    def key(self) -> tuple[object, ...]:
+        return (self.what, self.subject, self.attempt if self.due is None else self.due)
+
+
 SimpleFact = (
-    Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline | Grant
+    Payment
+    | PaymentFailure
+    | StockReply
+    | Cancellation
+    | Scan
+    | ReturnStage
+    | RefundReply
+    | Deadline
+    | Grant
+    | Promise
+    | Lapse
 )
 """Facts that an order holds in a list of their kind, a field of FACT_FIELDS."""
 Fact = Created | RefundDecision | SimpleFact
@@ -287,8 +345,10 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
             return "order.returned"
         case RefundReply():
             return "refund.failed" if fact.failed else "refund.completed"
-        case Deadline():
+        case Deadline() | Lapse():
             return "deadline.passed"
+        case Promise():
+            return "promise.updated"
         case Grant():
             return "refund.granted"
         case RefundDecision():
@@ -320,6 +380,10 @@ class PublishedSuborder(Stored):
     because: ClosedBecause = ClosedBecause.NOT_CLOSED
     tax: int = 0
     """Of the live units and their lines' shipping."""
+    not_shipped: bool = False
+    """`because` is STOCK_RELEASED, and the stock was asked back since the units were never shipped: the
+    version before this one can't read ClosedBecause.NOT_SHIPPED.
+    """
 
     def total(self, created: Created) -> int:
         """Minor units. `created`: that of its order, which says whether prices include the tax."""
@@ -357,7 +421,9 @@ class Order(Stored):
     appended: Moment = 0
     """The broker's time of order.created's record, ms; 0: not known, so nothing is waited for."""
     labelled_at: Moment = 0
-    """The same of the event that had labels asked for."""
+    """The same of the event that had labels asked for; until then, of that with which the order was first
+    confirmed or further though another system saw to its labels.
+    """
     due: Moment = 0
     """When the next deadline passes, by the broker's time, ms; 0: nothing is
     waited for (domain.deadlines).
@@ -365,6 +431,12 @@ class Order(Stored):
     format: Annotated[int, Meta(ge=2, le=FORMAT)] = FORMAT
     """Of the version that writes it. A later format keeps the places of this, of `due` and of `version`."""
     grants: list[Grant] = []
+    promises: list[Promise] = []
+    lapses: list[Lapse] = []
+    left: list[Moment] = []
+    """When the last parcel of each seller was first in transit, by the broker's time of that scan's record,
+    ms; in the order of seller ids, empty until one is. 0: not before the order's own record.
+    """
 
 
 class Extended(Order, gc=True, dict=True):

@@ -7,13 +7,16 @@ Those of a payment's row are of its own keys, those of a refund's row of its dec
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Final
+from typing import Final, NamedTuple
 
 from contracts import ids, money, times
-from contracts.statuses import RefundStatusText
+from contracts.statuses import ClosedBecauseText, RefundStatusText
 from domain.enums import ClosedBecause, Rank
-from domain.order import Order, Payment, PaymentFailure, RefundReply
+from domain.lapses import is_retry, latest_attempt
+from domain.order import Order, Payment, PaymentFailure, PublishedSuborder, RefundReply
+from domain.promises import has_promises
 from domain.shapes import OrderRow, PaymentRow, RefundRow, SuborderRow
+from domain.status import view_of
 from domain.totals import RunningTotals
 
 _IN_TRANSIT, _DELIVERED, _RETURNED = Rank.IN_TRANSIT, Rank.DELIVERED, Rank.RETURNED
@@ -62,6 +65,38 @@ def _count(order: Order, totals: RunningTotals) -> dict[bytes, _Counted]:
     return counted
 
 
+class _Promised(NamedTuple):
+    """A seller's earliest promises that are in force, and since when it is late, as text."""
+
+    ship_by: str | None
+    deliver_by: str | None
+    late_since: str | None
+
+
+_NOTHING: Final = _Promised(None, None, None)
+
+
+def _promised(order: Order, totals: RunningTotals | None) -> dict[bytes, _Promised]:
+    """Seller -> what was promised. Empty where nothing was, and nothing has passed."""
+    if not order.lapses and not has_promises(order):
+        return {}
+    return {
+        suborder.seller_id: _Promised(
+            _text(suborder.ship_by), _text(suborder.deliver_by), _text(suborder.late_since)
+        )
+        for suborder in view_of(order, totals).suborders
+    }
+
+
+def _closed_because(part: PublishedSuborder) -> ClosedBecauseText | None:
+    because = ClosedBecause.NOT_SHIPPED if part.not_shipped else part.because
+    return None if because is _NOT_CLOSED else because.text
+
+
+def _text(micros: int | None) -> str | None:
+    return None if micros is None else times.text(micros)
+
+
 def suborder_rows(
     raw_id: bytes, order: Order, row: OrderRow, totals: RunningTotals | None = None
 ) -> list[SuborderRow]:
@@ -73,8 +108,10 @@ def suborder_rows(
     counted = _count(order, RunningTotals(order) if totals is None else totals)
     digits = money.DIGITS[created.currency]
     rows: list[SuborderRow] = []
+    promises = _promised(order, totals)
     for seller_id, part in zip(sorted(counted), order.suborders, strict=True):
         own = counted[seller_id]
+        promised = promises.get(seller_id, _NOTHING)
         seller = ids.text(seller_id)
         rows.append(
             SuborderRow(
@@ -84,7 +121,7 @@ def suborder_rows(
                 region=row.region,
                 seller_id=seller,
                 status=part.status.text,
-                closed_because=None if part.because is _NOT_CLOSED else part.because.text,
+                closed_because=_closed_because(part),
                 currency=row.currency,
                 items_amount=money.text(part.items_amount, digits),
                 shipping_amount=money.text(part.shipping, digits),
@@ -96,9 +133,9 @@ def suborder_rows(
                 units_in_transit=part.in_transit,
                 units_delivered=part.delivered,
                 units_returned=part.returned,
-                ship_by=None,
-                deliver_by=None,
-                late_since=None,
+                ship_by=promised.ship_by,
+                deliver_by=promised.deliver_by,
+                late_since=promised.late_since,
                 order_status=row.status,
                 items=own.items,
                 units=own.units,
@@ -185,7 +222,10 @@ def refund_rows(
         answers = replies.get(refund_id, [])
         seen = [reply.time for reply in answers if not reply.refused]
         seen.append(decision.time)
-        status, last = _outcome(answers)
+        attempt = latest_attempt(order, refund_id)
+        asked_again = [lapse.time for lapse in order.lapses if is_retry(lapse, refund_id)]
+        seen += asked_again
+        status, last = _outcome(answers, attempt)
         rows.append(
             RefundRow(
                 id=ids.text(refund_id),
@@ -199,26 +239,32 @@ def refund_rows(
                 currency=created.currency,
                 cause=decision.cause.text,
                 cause_id=ids.text(decision.cause_id),
-                attempt=1,
+                attempt=attempt,
                 reason=None if last is None else last.reason,
                 requested_at=times.text(decision.time),
                 settled_at=times.text(last.time) if last is not None and status == "completed" else None,
                 created_at=times.text(min(seen)),
                 updated_at=times.text(max(seen)),
-                version=1 + len(answers),
+                version=1 + len(answers) + len(asked_again),
             )
         )
     return rows
 
 
-def _outcome(replies: list[RefundReply]) -> tuple[RefundStatusText, RefundReply | None]:
-    """A refund's status, and the reply that makes it so: None if there is none. What completed it counts
-    whenever it came.
+def _outcome(replies: list[RefundReply], attempt: int) -> tuple[RefundStatusText, RefundReply | None]:
+    """A refund's status, and the reply that makes it so: None if there is none. What completed any attempt
+    counts, the earliest of them; of failures that of `attempt`, the latest that was asked for.
     """
     failed: RefundReply | None = None
+    completed: RefundReply | None = None
     for reply in replies:
-        if not reply.refused:
-            if not reply.failed:
-                return "completed", reply
+        if reply.refused:
+            continue
+        if not reply.failed:
+            if completed is None or (reply.time, reply.attempt) < (completed.time, completed.attempt):
+                completed = reply
+        elif reply.attempt == attempt:
             failed = reply
+    if completed is not None:
+        return "completed", completed
     return ("requested", None) if failed is None else ("failed", failed)

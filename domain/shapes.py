@@ -100,6 +100,16 @@ class DeadlinePolicy(Struct, frozen=True, gc=False):
     refund_asks: int
     history: int
     """An order.created that was older than this when it was appended is history: nothing is waited for."""
+    ship: int = 0
+    """Where nothing was promised: from the order's being confirmed, and from the seller's last parcel's
+    leaving.
+    """
+    deliver: int = 0
+    ship_cancel: int = 0
+    """From the moment at which it is late."""
+    return_: int = 0
+    refund_retry: int = 0
+    refund_attempts: int = 1
 
 
 class Due(Struct, gc=False):
@@ -110,6 +120,8 @@ class Due(Struct, gc=False):
     subject: bytes | None
     attempt: int
     final: bool
+    due: int | None = None
+    """Microseconds since 1970, as in order.Lapse."""
 
 
 class OrderRow(Struct, gc=False):

@@ -13,6 +13,7 @@ from contracts import money
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, StockAnswer, SuborderStatus
 from domain.history import paid_back
 from domain.order import Created, Order, PublishedSuborder
+from domain.promises import OpenLine, Promises, has_promises
 from domain.tax import LineTax
 from domain.totals import RunningTotals
 
@@ -21,6 +22,8 @@ _seller_id: Final = attrgetter("seller_id")
 _PENDING, _CONFIRMED, _SHIPPED, _DELIVERED, _RETURNED = OrderStatus
 _CLOSED: Final = SuborderStatus.CLOSED
 _NOT_CLOSED: Final = ClosedBecause.NOT_CLOSED
+_NOT_SHIPPED: Final = ClosedBecause.NOT_SHIPPED
+_STOCK_RELEASED: Final = ClosedBecause.STOCK_RELEASED
 _SUBORDER_STATUS: Final = tuple(SuborderStatus)
 """The status of a seller's part by that which an order of these units would have."""
 
@@ -29,6 +32,7 @@ class Line:
     """One line: how many of its units reached which rank, by parcels and processed returns."""
 
     __slots__ = (
+        "brought_back",
         "claimed",
         "delivered",
         "discount",
@@ -59,6 +63,8 @@ class Line:
         self.gone = 0
         self.claimed = 0
         """Units in transit or further by what the parcels say, which may be more than there are."""
+        self.brought_back = 0
+        """Units that parcels brought back."""
         self.moving = 0
         """The same, as far as there are any."""
         self.in_transit = self.delivered = self.returned = 0
@@ -106,15 +112,18 @@ class Suborder:
 
     __slots__ = (
         "because",
+        "deliver_by",
         "delivered",
         "discount",
         "in_transit",
         "items_amount",
+        "late_since",
         "lines",
         "live",
         "ordered",
         "returned",
         "seller_id",
+        "ship_by",
         "shipping",
         "status",
         "tax",
@@ -131,6 +140,11 @@ class Suborder:
         """All of it, the shipping's too; and what of it the prices don't include."""
         self.status = _SUBORDER_STATUS[_PENDING]
         self.because: ClosedBecause = _NOT_CLOSED
+        self.ship_by: int | None = None
+        self.deliver_by: int | None = None
+        """The earliest that was promised for one of its lines, microseconds since 1970; None: nothing was."""
+        self.late_since: int | None = None
+        """Since when units have been late that are late now, by what was due; microseconds since 1970."""
 
     @property
     def total(self) -> int:
@@ -156,8 +170,19 @@ class Suborder:
                 if line.tax.on_top:
                     self.tax_on_top += tax
 
+    def open_lines(self) -> list[OpenLine]:
+        """Its lines with live units that aren't in transit, or not delivered."""
+        lines: list[OpenLine] = []
+        for line in self.lines:
+            in_transit = min(line.live, line.in_transit)
+            to_ship, to_deliver = line.live - in_transit, in_transit - min(line.live, line.delivered)
+            if to_ship or to_deliver:
+                lines.append((line.item_id, to_ship, to_deliver))
+        return lines
+
     def state(self) -> PublishedSuborder:
         """What a suborder.updated tells: published again when it changes."""
+        not_shipped = self.because is _NOT_SHIPPED
         return PublishedSuborder(
             self.status,
             self.items_amount,
@@ -167,8 +192,9 @@ class Suborder:
             self.in_transit,
             self.delivered,
             self.returned,
-            self.because,
+            _STOCK_RELEASED if not_shipped else self.because,
             self.tax,
+            not_shipped,
         )
 
 
@@ -272,7 +298,7 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
                 line.claimed = units.in_transit
                 line.moving = line.in_transit = min(units.in_transit, quantity)
                 line.delivered = min(units.delivered, quantity)
-                line.returned = min(units.returned, quantity)
+                line.returned = line.brought_back = min(units.returned, quantity)
         if returned and line.item_id in returned:
             line.returned = min(line.quantity, line.returned + returned[line.item_id])
             line.delivered = max(line.delivered, line.returned)
@@ -288,6 +314,8 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
     for suborder in suborders:
         if not suborder.live:
             suborder.because = _closed_because(order, suborder.seller_id)
+    if order.lapses or has_promises(order):
+        _tell_promises(Promises(order), suborders)
     if len(suborders) > 1:
         suborders.sort(key=_seller_id)
     view = OrderView(lines, suborders, totals.captured, totals.decided, created.total)
@@ -296,12 +324,24 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
     return view
 
 
+def _tell_promises(promises: Promises, suborders: list[Suborder]) -> None:
+    for suborder in suborders:
+        items = [line.item_id for line in suborder.lines]
+        suborder.ship_by = promises.earliest(DeadlineKind.SHIP, items)
+        suborder.deliver_by = promises.earliest(DeadlineKind.DELIVER, items)
+        suborder.late_since = promises.late_since(suborder.seller_id, suborder.open_lines())
+
+
 def _closed_because(order: Order, seller_id: bytes) -> ClosedBecause:
     """Why a seller's units are all gone: by what the inventory said, and what it was asked for."""
     said = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == seller_id}
     if StockAnswer.RELEASED in said:
         if any(not each.refused and each.seller_id in (None, seller_id) for each in order.cancellations):
             return ClosedBecause.CANCELLED
-        overdue = any(deadline.what is DeadlineKind.PAYMENT for deadline in order.deadlines)
-        return ClosedBecause.PAYMENT_OVERDUE if overdue else ClosedBecause.STOCK_RELEASED
+        if any(deadline.what is DeadlineKind.PAYMENT for deadline in order.deadlines):
+            return ClosedBecause.PAYMENT_OVERDUE
+        unshipped = any(
+            lapse.what is DeadlineKind.UNSHIPPED and lapse.subject == seller_id for lapse in order.lapses
+        )
+        return _NOT_SHIPPED if unshipped else _STOCK_RELEASED
     return ClosedBecause.STOCK_REJECTED if StockAnswer.REJECTED in said else ClosedBecause.STOCK_UNANSWERED

@@ -4,17 +4,34 @@ and what these add up to (docs/rules.md, History of another system).
 
 from __future__ import annotations
 
-from domain.order import Created, Deadline, Fact, Order, Payment, RefundDecision, StockReply, fact_lists
+from typing import Final
+
+from domain.order import (
+    Created,
+    Deadline,
+    Fact,
+    Lapse,
+    Order,
+    Payment,
+    RefundDecision,
+    RefundReply,
+    StockReply,
+    fact_lists,
+)
+
+_OURS: Final = (Deadline, Lapse, RefundDecision)
 
 
 def is_history(created: Created, fact: Fact) -> bool:
     """Whether a fact happened while the other system handled its order. Our own facts never did. Pure."""
-    return (
-        created.live_from is not None
-        and fact.time < created.live_from
-        and type(fact) is not Deadline
-        and type(fact) is not RefundDecision
-    )
+    return created.live_from is not None and fact.time < created.live_from and not isinstance(fact, _OURS)
+
+
+def is_answer(created: Created, reply: RefundReply) -> bool:
+    """Whether a refund reply counts for what is waited for. A failure that another system was told of isn't
+    one of ours; that a refund is paid counts, whoever says so: nobody is asked for it again. Pure.
+    """
+    return not reply.refused and not (reply.failed and is_history(created, reply))
 
 
 def is_known_live(order: Order, created: Created) -> bool:
@@ -22,7 +39,7 @@ def is_known_live(order: Order, created: Created) -> bool:
     deadlines, like decisions, follow from what is known.
     """
     return any(
-        not fact.refused and type(fact) is not Deadline and not is_history(created, fact)
+        not fact.refused and not isinstance(fact, _OURS) and not is_history(created, fact)
         for facts in fact_lists(order)
         for fact in facts
     )

@@ -287,6 +287,8 @@ class RunningTotals:
         if self._sizes is None:
             self._sizes = {}
         if type_ not in self._sizes:
+            if type_ == "deadline.passed":
+                facts = [*self.order.deadlines, *self.order.lapses]
             self._sizes[type_] = sum(size_of(each) for each in facts if type_of(each) == type_)
         return self._sizes[type_]
 

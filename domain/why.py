@@ -45,6 +45,7 @@ SAYS: Final[Mapping[str, str]] = {
     "taken_over": "another system handled the order until live_from: no command follows from that",
     "closed_cancelled": "no unit is live: they were released, and a cancellation is known",
     "closed_payment_overdue": "no unit is live: they were released, and the payment didn't come in time",
+    "closed_not_shipped": "no unit is live: they were released, asked back since nobody shipped them",
     "closed_stock_released": "no unit is live: they were released",
     "closed_stock_rejected": "no unit is live: they were rejected",
     "closed_stock_unanswered": "no unit is live: nobody answered for the stock",
@@ -210,7 +211,12 @@ class _Reasons:
             ]
         elif because is ClosedBecause.PAYMENT_OVERDUE:
             rests += [each for each in order.deadlines if each.what is DeadlineKind.PAYMENT]
+        elif because is ClosedBecause.NOT_SHIPPED:
+            rests += self._lapses(DeadlineKind.UNSHIPPED, seller_id)
         return rests
+
+    def _lapses(self, what: DeadlineKind, subject: bytes | int | None) -> list[Fact]:
+        return [each for each in self._order.lapses if each.what is what and each.subject == subject]
 
     # -- refunds -----------------------------------------------------------------------------------------
 
@@ -257,8 +263,17 @@ class _Reasons:
                 return self._moved_and_gone(subject)
             case "reservation_unknown":
                 return [each for each in order.stock if each.reservation_id == subject and not each.refused]
+            case "came_back":
+                return self._brought_back(subject)
+            case "late_to_ship" | "late_to_deliver":
+                return self._late(subject, anomaly.kind)
+            case "return_overdue":
+                stages: list[Fact] = [each for each in order.returns if each.return_id == subject]
+                return stages + self._lapses(DeadlineKind.RETURN, subject)
             case "refund_failed":
                 return [each for each in order.refunds if each.refund_id == subject and each.failed]
+            case "refund_paid_twice":
+                return [each for each in order.refunds if each.refund_id == subject and not each.failed]
             case "refund_unknown":
                 return [each for each in order.refunds if each.refund_id == subject]
             case "refund_uncovered":
@@ -275,6 +290,26 @@ class _Reasons:
         return [
             each for each in order.deadlines if each.what is wanted and each.subject == subject and each.final
         ]
+
+    def _brought_back(self, item_id: bytes | int | None) -> list[Fact]:
+        """The parcels that brought units of an item back, and its processed returns."""
+        assert isinstance(item_id, bytes)
+        seller = self._seller_of[item_id]
+        parcels: list[Fact] = [
+            scan
+            for scan in self._moved
+            if scan.rank is Rank.RETURNED
+            and scan.seller_id == seller
+            and (scan.items is None or item_id in dict(scan.items))
+        ]
+        return parcels + [each for each in self._processed if each.item_id == item_id]
+
+    def _late(self, seller_id: bytes | int | None, kind: str) -> list[Fact]:
+        """What a seller promised, when it passed, and its parcels."""
+        what = DeadlineKind.SHIP if kind == "late_to_ship" else DeadlineKind.DELIVER
+        promised: list[Fact] = [each for each in self._order.promises if each.seller_id == seller_id]
+        parcels: list[Fact] = [scan for scan in self._moved if scan.seller_id == seller_id]
+        return [self._created, *promised, *self._lapses(what, seller_id), *parcels]
 
     def _moved_and_gone(self, item_id: bytes) -> list[Fact]:
         seller = self._seller_of[item_id]

@@ -7,7 +7,7 @@ Everything may block for as long as the brokers take, and raises what aiokafka r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -144,6 +144,18 @@ class Reader:
         """Offsets of a topic, over all partitions."""
         return sum(end - self._begins[place] for place, end in self._ends.items() if place.topic == topic)
 
+    async def newest(self, topic: str, time: int, most: int) -> tuple[dict[int, int], int]:
+        """Of each partition the offset of its first record of that time (ms since 1970) or later, but not so
+        far back that there are more than `most` offsets of the topic; and how many are left out by that.
+        """
+        places = [place for place in self._ends if place.topic == topic]
+        starts = await self._log.since(places, time)
+        bounded = {
+            place: max(starts[place], self._ends[place] - max(1, most // len(places))) for place in places
+        }
+        left = sum(bounded[place] - starts[place] for place in places)
+        return {place.partition: start for place, start in bounded.items()}, left
+
     async def records(
         self, topic: str, partition: int, start: int | None = None
     ) -> AsyncGenerator[Any, None]:
@@ -193,6 +205,25 @@ class Letters:
         for partition in self._letters.partitions(DLQ):
             notes = await self._notes(partition)
             async with aclosing(self._letters.records(DLQ, partition)) as records:
+                async for record in records:
+                    letter = _letter(record)
+                    yield letter, notes.get(letter.record)
+
+    async def since(
+        self, time: int, most: int
+    ) -> tuple[int, AsyncGenerator[tuple[DeadLetter, Redriven | None], None]]:
+        """How many letters of that time (ms since 1970) or later are left out, since there are more than
+        `most`; and the newest others as all() yields them.
+        """
+        starts, left = await self._letters.newest(DLQ, time, most)
+        return left, self._from(starts)
+
+    async def _from(
+        self, starts: Mapping[int, int]
+    ) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+        for partition, start in starts.items():
+            notes = await self._notes(partition)
+            async with aclosing(self._letters.records(DLQ, partition, start)) as records:
                 async for record in records:
                     letter = _letter(record)
                     yield letter, notes.get(letter.record)
@@ -299,6 +330,17 @@ async def newest_of(
     return _last(newest, limit), reasons, states
 
 
+async def recent(settings: Settings, time: int, most: int) -> tuple[list[Found], int]:
+    """The letters of that time (ms since 1970) or later without what takes memory, the newest last; about
+    `most` of them, and how many are left out. Raises TopicsMissing.
+    """
+    async with Letters(settings) as letters:
+        left, pairs = await letters.since(time, most)
+        async with aclosing(pairs):
+            newest = [(_slim(letter), note) async for letter, note in pairs]
+    return sorted(newest, key=_age), left
+
+
 async def find(settings: Settings, topic: str | None, partition: int, offset: int) -> Found:
     """Find the letter at this partition and offset of orders.dlq or, with a topic, the letter of that record.
 
@@ -320,4 +362,9 @@ def _slim(letter: DeadLetter) -> DeadLetter:
 
 
 def _last(letters: list[Found], limit: int) -> list[Found]:
-    return sorted(letters, key=lambda pair: (pair[0].time, pair[0].partition, pair[0].offset))[-limit:]
+    return sorted(letters, key=_age)[-limit:]
+
+
+def _age(pair: Found) -> tuple[str, int, int]:
+    letter = pair[0]
+    return letter.time, letter.partition, letter.offset

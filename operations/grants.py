@@ -19,7 +19,7 @@ from sinks.postgres import statement
 from sinks.schema import TABLES, VIEWS
 from streams import topics
 
-Role = Literal["owner", "worker", "reader", "bulk", "audit"]
+Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
     "owner": "orders init, partitions, db, repair, rebuild, dlq redrive",
@@ -27,6 +27,7 @@ PURPOSE: Final[dict[Role, str]] = {
     "reader": "orders api, show, wait, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
     "audit": "orders audit, personal",
+    "console": "orders console, status",
 }
 """The commands that each role can run."""
 
@@ -91,6 +92,18 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "Describe": every,
         },
         "audit": {"Read": every, "DescribeConfigs": every},
+        "console": {
+            "Read": (
+                *names.LANE,
+                settings.changelog_topic,
+                names.DLQ,
+                names.REDRIVEN,
+                names.WORKERS,
+                names.PARTITIONS,
+            ),
+            "DescribeConfigs": every,
+            "Describe": every,
+        },
     }
     on_topics = [
         Acl("Topic", topic, operation)
@@ -176,6 +189,7 @@ def grants(role: Role) -> list[Grant]:
         "reader": dict.fromkeys((*TABLES, *VIEWS, jobs.TABLE), read),
         "bulk": {jobs.TABLE: _verbs(*jobs.STATEMENTS)},
         "audit": dict.fromkeys(stores.TABLES, read),
+        "console": dict.fromkeys((*TABLES, *VIEWS, jobs.TABLE), read),
     }
     if role == "owner":
         return [
@@ -231,7 +245,7 @@ def cache_rights(settings: Settings, role: Role) -> CacheRights | None:
         case "worker":
             keys = [f"~{key}" for key in written]
             commands = sink.COMMANDS
-        case "reader":
+        case "reader" | "console":
             keys = [*(f"%R~{key}" for key in written), *(f"~{key}" for key in refilled)]
             commands = cache.COMMANDS
         case "audit":

@@ -360,6 +360,13 @@ class TimelineSuborder:
     gone_because: Annotated[
         list[str] | None, Field(description="Only there if a unit is gone: the types that say so.")
     ] = None
+    ship_by: Annotated[
+        str | None, Field(description="The earliest that was promised for a line; null: nothing was.")
+    ] = None
+    deliver_by: str | None = None
+    late_since: Annotated[
+        str | None, Field(description="Since when what is late now has been; null: nothing is.")
+    ] = None
 
 
 @dataclass(slots=True)

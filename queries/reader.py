@@ -456,6 +456,28 @@ class Reader:
             raise _not_yet(seen)
         raise Unavailable("no database answers")
 
+    # -- looking for something -------------------------------------------------------------------------------
+
+    async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
+        """What has this id, as (order, user, seller, parcel, return or item; the id of the order, user or
+        seller that it leads to). Of all callers, so only for those that see everything.
+        """
+        summary, refilled = await self.cache.order(id_)
+        if summary is not None or refilled is not None:
+            return [("order", id_)]
+        rows: Sequence[Sequence[Any]]
+        rows, _ = await self._list(lambda database: database.rows(statements.found(id_)), None)
+        return [(kind, leads_to) for kind, leads_to in rows]
+
+    async def beginning_with(self, digits: str) -> list[UUID]:
+        """The orders whose id begins with these hexadecimal digits, statements.FOUND at most. Only for those
+        that see everything.
+        """
+        query = statements.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+        rows: Sequence[Sequence[Any]]
+        rows, _ = await self._list(lambda database: database.rows(query), None)
+        return [row[0] for row in rows]
+
     # -- health ----------------------------------------------------------------------------------------------
 
     async def health(self) -> Health:

@@ -62,6 +62,8 @@ _refund: Final = _tables["orders_refund"]
 
 TRACKED: Final = 100
 """Parcels that a tracking number shows, as in the cache."""
+FOUND: Final = 20
+"""Orders that an id, or the beginning of one, leads to."""
 
 
 class Query(NamedTuple):
@@ -396,6 +398,44 @@ def _tracking() -> sa.Select[Any]:
     columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
     query = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
     return query.order_by(c.id, c.order_id).limit(_rows(TRACKED))
+
+
+def found(id_: UUID) -> Query:
+    """(kind, id of the order, user or seller that it leads to) of everything that has this id: a row a kind
+    but for parcels, returns and items, whose ids are only unique within an order; some of each.
+    """
+    return Query(_found(), {"id": id_})
+
+
+@cache
+def _found() -> sa.CompoundSelect[Any]:
+    id_ = _value("id", _order.c.id)
+
+    def one(kind: str, shown: sa.ColumnElement[Any], where: sa.ColumnElement[Any], most: int) -> Any:
+        # Of a subquery, since a branch of a union has no limit of its own.
+        rows = sa.select(shown.label("leads_to")).where(where == id_).limit(_rows(most)).subquery()
+        return sa.select(sa.literal_column(f"'{kind}'").label("kind"), rows.c.leads_to)
+
+    return sa.union_all(
+        one("order", _order.c.id, _order.c.id, 1),
+        one("user", _order.c.user_id, _order.c.user_id, 1),
+        one("seller", _item.c.seller_id, _item.c.seller_id, 1),
+        one("parcel", _shipment.c.order_id, _shipment.c.id, FOUND),
+        one("return", _return.c.order_id, _return.c.id, FOUND),
+        one("item", _item.c.order_id, _item.c.id, FOUND),
+    )
+
+
+def between(first: UUID, last: UUID) -> Query:
+    """The ids of orders in this range, FOUND at most, by the primary key of each partition."""
+    return Query(_between(), {"first": first, "last": last})
+
+
+@cache
+def _between() -> sa.Select[Any]:
+    c = _order.c
+    first, last = _value("first", c.id), _value("last", c.id)
+    return sa.select(c.id).where(c.id >= first, c.id <= last).order_by(c.id).limit(_rows(FOUND))
 
 
 def owners(number: str) -> Query:

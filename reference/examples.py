@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-from contracts import ids, topics
+from contracts import ids, times, topics
 from contracts.bulk import EVENT, TOPIC, completed, event_id
 from contracts.record_id import RecordId
 from domain import effects, events
@@ -30,6 +30,9 @@ _PARCEL: Final = "9a4d3c21-8b7e-4f60-a512-6ed0b9c8f711"
 _RETURN: Final = "e7b05f94-1c3d-4a86-b02e-84f9d1a6e521"
 _PRODUCT: Final = "5d20b8c7-3e91-4a6f-8c14-0f7be2d9a63"
 _CARD: Final = "2e8f60d1-b4a7-4c95-93d8-a61c7f0b5e31"
+
+_SHIP_BY: Final = "2026-03-01T18:00:00Z"
+_DELIVER_BY: Final = "2026-03-06T18:00:00Z"
 
 _CREATED: Final[Json] = {
     "user_id": "7c1b9e44-0a6d-4d2f-85b3-c9e8f2a01d71",
@@ -128,6 +131,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
             "stock.released",
             {**boris, "reservation_id": reservation["boris"], "reason": "cancelled"},
         ),
+        ("2026-03-01T12:00:00Z", "promise.updated", {**anna, "ship_by": _SHIP_BY, "deliver_by": _DELIVER_BY}),
         (
             "2026-03-02T08:00:00Z",
             "shipment.updated",
@@ -174,9 +178,19 @@ def examples() -> tuple[dict[str, Json], dict[str, Json]]:
         }
         headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
         waiting = deque([events.decode(type_, headers, json.dumps(data).encode())])
+        if type_ == "promise.updated":
+            waiting.append(_late())
         while waiting:
             waiting.extend(_publish(order, waiting.popleft(), published))
     return sent, published
+
+
+def _late() -> Event:
+    """Anna has not shipped by the time that she promised."""
+    by = times.parse(_SHIP_BY, "")
+    due = Due(by // 1000, DeadlineKind.SHIP, bytes.fromhex(_ANNA.replace("-", "")), 1, True, by)
+    value, headers = effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))
+    return events.decode(topics.DECISIONS, headers, value)
 
 
 def bulk_examples(sent: dict[str, Json]) -> dict[str, Json]:

@@ -29,7 +29,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "orders_shipment_status": SHIPMENT_STATUS,
     "orders_return_status": get_args(ReturnStatusText),
     "orders_suborder_status": get_args(SuborderStatusText),
-    "orders_closed_because": (*get_args(ClosedBecauseText), "not_shipped"),
+    "orders_closed_because": get_args(ClosedBecauseText),
     "orders_payment_status": get_args(PaymentStatusText),
     "orders_refund_status": get_args(RefundStatusText),
     "orders_refund_cause": get_args(RefundCauseText),

@@ -24,10 +24,12 @@ from contracts.errors import ORDER_TOO_LARGE, RECORD_TOO_LARGE, UNREADABLE, Refu
 from contracts.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
 from domain import effects, events, parts, rows
 from domain.deadlines import next_due, pending
+from domain.enums import DeadlineKind
 from domain.fold import TOO_LARGE_TO_BEGIN, fold
 from domain.limits import LIMITS, Limits, is_too_large, record_size
 from domain.order import (
     Created,
+    Lapse,
     Order,
     Payment,
     PaymentFailure,
@@ -128,6 +130,8 @@ class OrderInBatch:
             self.payments.add(fact.payment_id)
         elif type(fact) is RefundReply:
             self._mark_refund(fact.refund_id)
+        elif type(fact) is Lapse and fact.what is DeadlineKind.REFUND_RETRY:
+            self._mark_refund(fact.subject)
         elif type(fact) is Created:
             self.created = True
 

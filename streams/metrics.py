@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from contracts.errors import REASONS
+
 RECORDS: Final = Counter(
     "orders_records_total", "Input records by what became of them.", ["topic", "outcome"]
 )
@@ -14,6 +16,8 @@ RECORDS: Final = Counter(
 
 DERIVED: Final = Counter("orders_derived_total", "Derived events and commands published.", ["topic"])
 DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Dead letters by reason.", ["reason"])
+for _reason in REASONS:
+    DEAD_LETTERS.labels(_reason)  # A series that begins above 0 has no increase, so an alert would miss it.
 BULK_EVENTS: Final = Counter("orders_bulk_events_total", "Events of bulk jobs that were unpacked.", ["kind"])
 BULK_RATE: Final = Gauge(
     "orders_bulk_rate", "Events a second at which this worker unpacks bulk jobs. 0: there is none."

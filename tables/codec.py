@@ -97,7 +97,10 @@ def _coherent(order: Order) -> bool:
     ]
     return (
         created.currency in money.DIGITS
-        and len(order.suborders) in (0, len({item.seller_id for item in created.items}))
+        and all(
+            len(parts) in (0, len({item.seller_id for item in created.items}))
+            for parts in (order.suborders, order.left)
+        )
         and all(item_id in lines for items in named for item_id, _ in items)
         and all(stage.item_id in lines for stage in order.returns if not stage.refused)
     )

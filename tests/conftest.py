@@ -20,7 +20,7 @@ import compiled
 from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
-from tests.deploy import helm
+from tests.deploy import helm, promtool
 from tests.e2e import previous
 from tests.servers import REDIS_DATABASE, admin, as_admin, url, with_path, without_files
 from tests.stackfixture import Servers
@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = {
         "containers": None if CONTAINERS else "they run with STACK=containers",
         "helm": helm.problem(),
+        "promtool": promtool.problem(),
         "previous": previous.problem(),
         "compiled": compiled.WHY_NOT,
         "source": None if compiled.WHY_NOT else f"they run with {compiled.SETTING}=off",
@@ -95,8 +96,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what was left out, and why."""
-    for line in config.stash.get(_left_out, []):
+    """Say what was left out, and why, and what passed tests have to say (their property `note`)."""
+    properties_of = [report.user_properties for report in terminalreporter.getreports("passed")]
+    notes = [str(value) for properties in properties_of for name, value in properties if name == "note"]
+    for line in (*config.stash.get(_left_out, []), *notes):
         terminalreporter.write_line(line, yellow=True)
 
 

@@ -68,6 +68,15 @@ class Shares(NamedTuple):
     """Records beside the valid ones that have to be refused."""
 
 
+class _Having(NamedTuple):
+    """Shares of orders, 0 to 1, as in events()."""
+
+    taxed: float
+    promised: float
+    granted: float
+    taken_over: float
+
+
 class _Draft(NamedTuple):
     time_us: int
     topic: str
@@ -89,17 +98,19 @@ def events(
     seed: int = 0,
     shares: Shares | None = None,
     taxed: float = 0.4,
+    promised: float = 0.3,
     granted: float = 0.06,
     taken_over: float = 0.1,
 ) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all. `taxed`, `granted`, `taken_over`: the shares of
-    orders with taxes, of those with a refund.granted, of those that another system handled before, 0 to 1.
+    Memory holds the orders that are still open, not all. `taxed`, `promised`, `granted`, `taken_over`: the
+    shares of orders with taxes, of those whose sellers say until when they ship and deliver, of those with a
+    refund.granted, of those that another system handled before, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    drafts = _drafts(orders, seed, (taxed, granted, taken_over))
+    drafts = _drafts(orders, seed, _Having(taxed, promised, granted, taken_over))
     disturbed = _disturb(_encoded(drafts, seed), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
@@ -115,9 +126,9 @@ def _disturb(
         serial += 1
         if rng.random() < shares.duplicates:
             again = event
-            # A scan's time is part of what it is, so only others can come again as a later
-            # event with the same content.
-            if rng.random() < 0.3 and draft.topic != "shipment.updated":
+            # A scan's time is part of what it is, and a promise's, so only others can come again as a
+            # later event with the same content.
+            if rng.random() < 0.3 and draft.topic not in ("shipment.updated", "promise.updated"):
                 later = draft._replace(time_us=draft.time_us + rng.randrange(1, 3600) * _SECOND)
                 again = _encode(later, order_id, rng)
             heapq.heappush(held, (position + rng.randrange(1, WINDOW), serial, again))
@@ -134,8 +145,8 @@ def _encoded(drafts: Iterator[tuple[_Draft, str]], seed: int) -> Iterator[tuple[
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(orders: int, seed: int, having: tuple[float, float, float]) -> Iterator[tuple[_Draft, str]]:
-    """Everything that happens, in the order of its times. `having`: the shares of orders, as in events()."""
+def _drafts(orders: int, seed: int, having: _Having) -> Iterator[tuple[_Draft, str]]:
+    """Everything that happens, in the order of its times."""
     rng = Random(f"{seed}:orders")
     world = _World(rng, orders, having)
     held: list[tuple[int, int, _Draft, str]] = []
@@ -188,8 +199,8 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int, having: tuple[float, float, float]) -> None:
-        self.taxed, self.granted, self.taken_over = having
+    def __init__(self, rng: Random, orders: int, having: _Having) -> None:
+        self.having = having
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
         self.warehouses = [_uuid(rng) for _ in range(8)]
@@ -266,6 +277,7 @@ class _Life:
         discount = rng.randrange(goods // 4 + 1) if rng.random() < 0.3 else 0
         included, tax = self._tax(discount)
         total = goods + shipping - discount + (0 if included else tax)
+        promises = self._promise(start)
         self._tell(
             start,
             "order.created",
@@ -278,6 +290,8 @@ class _Life:
             items=[line.data for line in self.lines],
             **self._cart(start),
         )
+        for at, promise in promises:
+            self._tell(at, "promise.updated", **promise)
         return total
 
     def _cart(self, start: int) -> dict[str, str]:
@@ -287,11 +301,33 @@ class _Life:
             return {}
         return {"cart_id": _uuid(rng), "cart_created_at": rfc3339(start - rng.randrange(86_400_000_000))}
 
+    def _promise(self, start: int) -> list[tuple[int, dict[str, Any]]]:
+        """Let the sellers of some orders say until when they ship and deliver their lines: soon enough for
+        some to be late. Return (when, what) of what some of them promise anew.
+        """
+        rng = Random(f"{self.order_id}:promise")
+        if rng.random() >= self.world.having.promised:
+            return []
+        updates: list[tuple[int, dict[str, Any]]] = []
+        for line in self.lines:
+            line.data["ship_by"] = rfc3339(start + rng.randrange(_HOUR, 3 * _DAY))
+            if rng.random() < 0.7:
+                line.data["deliver_by"] = rfc3339(start + rng.randrange(2 * _DAY, 9 * _DAY))
+        for seller in self._sellers():
+            at = start
+            while rng.random() < 0.2:
+                at += rng.randrange(_HOUR, 2 * _DAY)
+                promise = {"seller_id": seller, "ship_by": rfc3339(at + rng.randrange(_HOUR, 3 * _DAY))}
+                if rng.random() < 0.5:
+                    promise["deliver_by"] = rfc3339(at + rng.randrange(3 * _DAY, 9 * _DAY))
+                updates.append((at, promise))
+        return updates
+
     def _tax(self, discount: int) -> tuple[bool | None, int]:
         """Put taxes on the lines of some orders. Return whether prices include them (None: there are none),
         and all of them together.
         """
-        if Random(f"{self.order_id}:tax").random() >= self.world.taxed:
+        if Random(f"{self.order_id}:tax").random() >= self.world.having.taxed:
             return None, 0
         included, rates, on_shipping = _TAXES[self.currency]
         by_id = sorted((line.data for line in self.lines), key=lambda item: str(item["item_id"]))
@@ -316,7 +352,7 @@ class _Life:
         now and then it says what it paid back.
         """
         rng = Random(f"{self.order_id}:taken over")
-        if rng.random() >= self.world.taken_over:
+        if rng.random() >= self.world.having.taken_over:
             return
         first, last = self.drafts[0].time_us, max(draft.time_us for draft in self.drafts)
         live_from = rng.randrange(first - _HOUR, last + _DAY)
@@ -494,7 +530,7 @@ class _Life:
     def _grant(self, paid_at: int) -> None:
         """Goodwill: mostly a small part of the total, now and then all of it, for one or two reasons."""
         rng = Random(f"{self.order_id}:grant")
-        if rng.random() >= self.world.granted or not self.total:
+        if rng.random() >= self.world.having.granted or not self.total:
             return
         for _ in range(rng.choice((1, 1, 1, 2))):
             line = rng.choice(self.lines)

@@ -163,6 +163,7 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
             "currency": created["currency"],
             "reason": "complaint",
         },
+        "promise.updated": {"seller_id": line["seller_id"], "ship_by": "2026-01-09T12:00:00Z"},
     }
     time = rfc3339(anchor.time_us if anchor is not None else _TIME_US)
     attributes = {"specversion": "1.0", "id": _uuid(rng), "source": "/poison", "type": topic, "time": time}
@@ -287,7 +288,8 @@ def _unknown_item_granted(draft: Draft) -> None:
 
 def _unknown_seller(draft: Draft) -> None:
     names = ("shipment_id", "reservation_id", "grant_id")
-    draft.data["seller_id"] = next(draft.data[name] for name in names if name in draft.data)
+    ids = (draft.data[name] for name in names if name in draft.data)
+    draft.data["seller_id"] = next(ids, draft.attributes["id"])
 
 
 _DEEP: Final = b"[" * 200_000 + b"]" * 200_000
@@ -360,6 +362,9 @@ _ALL: Final = (
     Poison(
         "processed_at_malformed", "order.returned", errors.FIELD_MALFORMED, _field(processed_at="2026-01-01")
     ),
+    Poison("ship_by_malformed", "order.created", errors.FIELD_MALFORMED, _item(ship_by="next week")),
+    Poison("promise_malformed", "promise.updated", errors.FIELD_MALFORMED, _field(deliver_by="2026-01-09")),
+    Poison("attempt_zero", "refund.failed", errors.FIELD_MALFORMED, _field(attempt=0)),
     Poison("currency_unknown", "order.paid", errors.CURRENCY_UNKNOWN, _field(currency="ECU")),
     Poison("total_mismatch", "order.created", errors.TOTAL_MISMATCH, _field(total_amount="28.01")),
     Poison(
@@ -393,6 +398,9 @@ _ALL: Final = (
     Poison("unknown_seller", "shipment.updated", errors.ORDER_SELLER, _unknown_seller, needs_order=True),
     Poison(
         "unknown_seller_reserved", "stock.reserved", errors.ORDER_SELLER, _unknown_seller, needs_order=True
+    ),
+    Poison(
+        "unknown_seller_promises", "promise.updated", errors.ORDER_SELLER, _unknown_seller, needs_order=True
     ),
 )
 

@@ -48,11 +48,12 @@ def _only(message: Message) -> Steps:
     return [message]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
     """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
     answers sent twice. `cancellations` and `returns`: of orders and delivered lines; `grants`: of delivered
-    parcels. `delay`: the mean time of an answer, in seconds.
+    parcels. `unshipped`: sellers' parts that are never shipped. `delay`: the mean time of an answer, in
+    seconds.
     """
 
     silence: float = 0.0
@@ -63,6 +64,7 @@ class Behaviour:
     grants: float = 0.03
     delay: float = 0.2
     seed: int = 0
+    unshipped: float = 0.0
 
     def luck(self, *what: object) -> Random:
         """Return a random source that is the same for the same names in every run of this seed."""
@@ -172,21 +174,25 @@ class Payments:
             yield Later(self._behaviour.delay, lambda: [self._paid(command, f"{request}:2")])
 
     def refund(self, command: Data) -> Steps:
-        """refund.request: paid back, or not."""
-        order_id, refund_id = command["order_id"], command["refund_id"]
-        if refund_id not in self._refunds:
-            self._refunds[refund_id] = self._pay_back(command)
+        """refund.request: paid back, or not; asked again after that it may be."""
+        order_id, refund_id, attempt = command["order_id"], command["refund_id"], command.get("attempt", 1)
         data = {"order_id": order_id, "refund_id": refund_id}
-        reason = self._refunds[refund_id]
+        which = refund_id
+        if attempt != 1:
+            data["attempt"] = attempt
+            which = f"{refund_id}:{attempt}"
+        if which not in self._refunds:
+            self._refunds[which] = self._pay_back(command, which)
+        reason = self._refunds[which]
         yield (
             Message("refund.completed", order_id, data)
             if reason is None
             else Message("refund.failed", order_id, data | {"reason": reason})
         )
 
-    def _pay_back(self, command: Data) -> str | None:
+    def _pay_back(self, command: Data, which: str) -> str | None:
         """Pay back to the payments that the command names; why not, otherwise: then nothing is paid."""
-        if self._behaviour.luck("refund", command["refund_id"]).random() < self._behaviour.refusals:
+        if self._behaviour.luck("refund", which).random() < self._behaviour.refusals:
             return "account_closed"
         parts = {part["payment_id"]: Decimal(part["amount"]) for part in command.get("allocations", ())}
         for payment_id, amount in parts.items():
@@ -233,6 +239,8 @@ class Shipping:
         luck = self._behaviour.luck("label", label)
         items = {item["item_id"]: item["quantity"] for item in command["items"]}
         self._inventory.expect(_reservation(command), items)
+        if self._behaviour.luck("unshipped", label).random() < self._behaviour.unshipped:
+            return []
         parcels = [items]
         if sum(items.values()) > 1 and luck.random() < 0.3:
             first = {item: count - count // 2 for item, count in items.items() if count - count // 2}

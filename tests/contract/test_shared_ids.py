@@ -105,7 +105,7 @@ async def read(reader: Reader, numbers: set[str]) -> tuple[dict[str, list[Parcel
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[Place], seed: int) -> None:
-    rng, numbers = Random(f"shared ids of {seed}"), NUMBERS[seed % len(NUMBERS)]
+    rng, numbers = Random(f"ids that are shared, {seed}"), NUMBERS[seed % len(NUMBERS)]
     postgres, cache, fake_postgres, fake_cache = places
     assert isinstance(postgres, PostgresPlace)
     assert isinstance(fake_postgres, FakePostgresPlace)

@@ -31,7 +31,7 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "nothing": ("--set", "worker.enabled=false,migrate.enabled=false,networkPolicy.enabled=false"),
     "bulk alone": ("--set", "bulk.enabled=true,worker.enabled=false"),
 }  # fmt: skip
-OTHERS: Final = frozenset({"ServiceMonitor"})
+OTHERS: Final = frozenset({"ServiceMonitor", "PrometheusRule"})
 """Kinds of which Kubernetes itself has no schema: of the Prometheus operator."""
 
 
@@ -92,9 +92,17 @@ def test_with_everything_on_every_part_is_there() -> None:
         ("Service", "shop-workers"),
         ("Service", "shop-api"),
         ("ServiceMonitor", "shop"),
+        ("PrometheusRule", "shop"),
         ("NetworkPolicy", "shop"),
         *(("PodDisruptionBudget", f"shop-{part}") for part in ("worker", "bulk", "api")),
     }
+
+
+def test_the_alerts_are_those_of_prometheus_file() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
+    [alerts] = [each for each in rendered(*VALUES["everything"]) if each["kind"] == "PrometheusRule"]
+    assert alerts["spec"] == rules
+    assert alerts["metadata"]["labels"]["release"] == "prometheus"
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -220,7 +228,16 @@ def test_every_value_has_a_schema_and_every_file_a_setting() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert schema["properties"].keys() - {"global"} == values.keys()
-    for part in ("worker", "bulk", "api", "migrate", "networkPolicy", "serviceMonitor", "image"):
+    for part in (
+        "worker",
+        "bulk",
+        "api",
+        "migrate",
+        "networkPolicy",
+        "serviceMonitor",
+        "prometheusRule",
+        "image",
+    ):
         assert schema["properties"][part]["properties"].keys() == values[part].keys(), part
     named = set(schema["$defs"]["files"]["propertyNames"]["enum"]) - {"postgres_ca", "redis_ca"}
     assert named <= Settings.model_fields.keys()

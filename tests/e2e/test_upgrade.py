@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
@@ -22,19 +21,23 @@ from streams.lag import LagReader
 from tests.e2e import previous
 from tests.integration.test_repair import states_of
 from tests.waiting import eventually
-from tests.workers import Worker, audit, processed, worker
+from tests.workers import Worker, audit, orders, processed, worker
 from workload import generator
 from workload.producer import send
 
 CREATED, DECISIONS = map(Order.__struct_fields__.index, ("created", "decisions"))
+CREATED_BEFORE = Created.__struct_fields__.index("prices_include_tax")
+"""Elements of an order.created that the version before takes in."""
 BEFORE = RefundDecision.__struct_fields__.index("tax")
 """Elements of a decision that the version before takes in: it knows no tax, nor what came later."""
 SHARES = generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)
+CART = re.compile(rb', ?"cart_(id|created_at)": ?"[^"]*"')
 HISTORY = [
-    # Taxes, grants and orders of another system are sent when all workers know them.
-    event
-    for event in generator.events(300, 91, SHARES, taxed=0, granted=0, taken_over=0)
-    if event.topic != "refund.granted" and (event.value is None or b'"taxes"' not in event.value)
+    # Taxes, carts, promises, grants and orders of another system are sent when all workers know them.
+    event._replace(value=event.value and CART.sub(b"", event.value))
+    for event in generator.events(300, 91, SHARES, taxed=0, promised=0, granted=0, taken_over=0)
+    if event.topic not in ("refund.granted", "promise.updated")
+    and (event.value is None or b'"taxes"' not in event.value)
 ]
 
 
@@ -85,13 +88,13 @@ async def test_forward_and_back_in_one_group(fresh: Settings, tmp_path: Path) ->
             with of_before("w2") as again:
                 await send(fresh, thirds[2])
                 processed()
-                report = audit()
-                # The auditor of the version before finds nothing wrong either, local files included.
-                theirs = subprocess.run(
-                    previous.orders(tree, "audit"), capture_output=True, text=True, check=False
-                )
-                assert theirs.returncode == 0, theirs.stdout[-3000:] + theirs.stderr[-3000:]
                 assert again.terminate() == 0
+            # Tables that the version before doesn't know have none of its rows. Its auditor isn't asked: it
+            # doesn't know what refund.request says now.
+            repaired = orders("repair", "--rows")
+            assert repaired.returncode == 0, repaired.stderr
+            processed()
+            report = audit()
             assert newer.terminate() == 0
     assert report["counts"]["orders"] >= 300
     # Each has gone on with states of the other one.
@@ -104,7 +107,7 @@ async def test_forward_and_back_in_one_group(fresh: Settings, tmp_path: Path) ->
         (len(earlier[CREATED]), len(later[CREATED])) for earlier, later in followed if earlier[CREATED]
     }
     whole = len(Created.__struct_fields__)
-    assert any(before < whole == after for before, after in created)
+    assert (CREATED_BEFORE, whole) in created
     decided = {
         (len(earlier[CREATED]), len(later[DECISIONS][-1]))
         for earlier, later in followed

@@ -87,6 +87,7 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
     for name in ("time", "appended", "refused", "type", "failed"):
         content.pop(name, None)
     if isinstance(fact, Created):
+        del content["checkout_id"]  # no content: the attribute of the order.created that we make
         content["items"] = tuple(_line(line) for line in fact.items)
     elif content.get("items") is not None:
         content["items"] = tuple(
@@ -96,20 +97,25 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
         content["status"] = content.pop("rank").text
     if isinstance(fact, ReturnStage):
         content["status"] = fact.status.text
-    for name in ("estimated_delivery", "processed_at"):
-        if content.get(name) is not None:
-            content[name] = _time(content[name])
+    _tell_times(content)
     content = {name: value for name, value in content.items() if value is not None}
     return order_id, content, content.pop("reason", None)
 
 
 def _line(line: Any) -> dict[str, Any]:
     fields = {_RENAMED.get(name, name): _plain(getattr(line, name)) for name in line.__struct_fields__}
+    _tell_times(fields)
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
     return str(UUID(bytes=value)) if isinstance(value, bytes) else value
+
+
+def _tell_times(content: dict[str, Any]) -> None:
+    for name in ("estimated_delivery", "processed_at", "cart_created_at", "ship_by", "deliver_by"):
+        if content.get(name) is not None:
+            content[name] = _time(content[name])
 
 
 def _time(micros: int) -> datetime:

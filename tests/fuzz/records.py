@@ -672,7 +672,8 @@ def more_items(draft: Draft, dice: Random) -> None:
         for at, (name, items) in enumerate(draft.data):
             if name == "items" and isinstance(items, list) and items:
                 again = dice.choice((0, 2, 2, 499, 500, 501, 1_000, 1_001))
-                draft.data[at] = name, [Token(b"".join((written(items[0])[:-1], b"}"))) for _ in range(again)]
+                item = b"".join((written(items[0])[:-1], b"}"))
+                draft.data[at] = name, [Token(item) for _ in range(again)]
 
 
 def other_data(draft: Draft, dice: Random) -> None:

@@ -372,8 +372,8 @@ async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tm
     """
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
-        await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN done TO gone")
         with worker(tmp_path, "first") as first:
+            await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN done TO gone")
             headers, _ = record("return.bulk", {})
             part = {"job_id": ORDER, "part": 1, "parts": 1, "events": []}
             async with AIOKafkaProducer(**kafka(fresh.brokers)) as producer:

@@ -40,6 +40,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that wait for seconds, not for days."""
     for name, seconds in (("payment", 3), ("stock", 1), ("release", 1), ("label", 1), ("refund", 1)):
         monkeypatch.setenv(f"ORDERS_{name.upper()}_DEADLINE", str(seconds))
+    for setting, after in (("SHIP_WITHIN", 5), ("SHIP_CANCEL_AFTER", 1), ("REFUND_RETRY_AFTER", 1)):
+        monkeypatch.setenv(f"ORDERS_{setting}", str(after))
 
 
 def event(type_: str, data: dict[str, Any], time_us: int) -> SourceEvent:
@@ -156,6 +158,39 @@ async def test_history_waits_for_nothing(fresh: Settings, tmp_path: Path, impati
     audit()
 
 
+async def test_what_is_never_shipped_is_told_asked_back_and_closed(
+    fresh: Settings, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_LABEL_DEADLINE", "0")
+    with worker(tmp_path, "w1"):
+        at = now()
+        promised = {**ITEM, "ship_by": rfc3339(at + 1_000_000)}
+        paid = {"payment_id": SELLER, "amount": "9.00", "currency": "EUR"}
+        reservation = str(uuid5(UUID(ORDER), f"reservation:{SELLER}"))
+        reply = {"order_id": ORDER, "seller_id": SELLER, "reservation_id": reservation}
+        await send(
+            fresh,
+            [
+                event("order.created", {**CREATED, "items": [promised]}, at),
+                event("stock.reserved", reply, at),
+                event("order.paid", {"order_id": ORDER, **paid}, at),
+            ],
+        )
+
+        async def asked_back() -> bool:
+            return bool(await records(fresh, "stock.release"))
+
+        await eventually(asked_back, "the stock is asked back", 30)
+        await send(fresh, [event("stock.released", reply, now())])
+        processed()
+    (late,) = [json.loads(record.value) for record in await records(fresh, "suborder.late")]
+    assert (late["what"], late["units"]) == ("ship", 1)
+    last = json.loads((await records(fresh, "suborder.updated"))[-1].value)
+    assert (last["status"], last["closed_because"]) == ("closed", "not_shipped")
+    assert json.loads((await records(fresh, "refund.request"))[0].value)["amount"] == "9.00"
+    audit()
+
+
 async def test_every_order_ends_though_services_overlook_and_workers_die(
     fresh: Settings, tmp_path: Path, impatient: None
 ) -> None:
@@ -167,7 +202,19 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
             asyncio.to_thread(
                 orders,
                 *("simulate", "--checkouts", "100", "--rate", "40", "--delay", "0.1", "--timeout", "120"),
-                *("--silence", "0.1", "--refusals", "0.1", "--duplicates", "0.1", "--seed", "3", "--json"),
+                *(
+                    "--silence",
+                    "0.1",
+                    "--refusals",
+                    "0.1",
+                    "--duplicates",
+                    "0.1",
+                    "--unshipped",
+                    "0.1",
+                    "--seed",
+                    "3",
+                ),
+                "--json",
             )
         )
 

@@ -29,6 +29,7 @@ from contracts.cloudevents import SourceEvent, binary, rfc3339
 from operations.postgres import compare, references, regions, shadow
 from settings import Settings, get_settings
 from sinks import migrate
+from sinks.schema import TABLES
 from streams import topics
 from streams.partitioner import partition_of
 from tests.forked import Forked
@@ -37,7 +38,7 @@ from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import copied
 from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually, until
-from tests.workers import TABLES, audit, orders, processed, rows, worker
+from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
 
@@ -437,7 +438,11 @@ async def test_what_a_changed_rule_would_change(
     assert {
         table: {name: each["values"] for name, each in changes["columns"].items()}
         for table, changes in changed["rows"]["tables"].items()
-    } == {table: {"region": [{**values, "rows": count}]} for table, count in counts.items() if count}
+    } == {
+        table: {"region": [{**values, "rows": count}]}
+        for table, count in counts.items()
+        if count and table not in ("orders_payment", "orders_refund")  # which take the order's as it is
+    }
     labels = await published(fresh, "shipping.label.create")
     assert changed["published"]["differences"] == {"shipping.label.create": {"unexpected": len(labels)}}
     assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, (

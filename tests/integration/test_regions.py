@@ -53,6 +53,9 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
         rows.items += [structs.replace(row, region=region) for row in one.items]
         rows.shipments += [structs.replace(row, region=region) for row in one.shipments]
         rows.returns += [structs.replace(row, region=region) for row in one.returns]
+        rows.suborders += [structs.replace(row, region=region) for row in one.suborders]
+        rows.payments += [structs.replace(row, region=region) for row in one.payments]
+        rows.refunds += [structs.replace(row, region=region) for row in one.refunds]
     return rows
 
 
@@ -237,7 +240,7 @@ async def test_by_the_command_line(
         assert await asyncio.to_thread(main.run, ["db", "regions", *args]) == 0
         return capsys.readouterr().out
 
-    assert "SP: 4 rows moved; writers waited " in await orders("add", "SP")
+    assert "SP: 7 rows moved; writers waited " in await orders("add", "SP")
     (again, more) = json.loads(await orders("add", "SP", "MG", "--json"))["regions"]
     assert (again["created"], more["created"], more["moved"]) == (False, True, dict.fromkeys(TABLES, 0))
     assert json.loads(await orders("list", "--json")) == {

@@ -20,8 +20,10 @@ from domain.order import (
     Deadline,
     Grant,
     Item,
+    Lapse,
     Payment,
     PaymentFailure,
+    Promise,
     RefundReply,
     ReturnStage,
     Scan,
@@ -31,9 +33,12 @@ from domain.order import (
 from domain.shapes import Event
 from domain.status import fresh_lines
 from domain.tax import whole_tax
-from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000
+
+
+def raw_id(kind: int, number: int) -> bytes:
+    return bytes([kind] * 15 + [number])
 
 
 class Record(NamedTuple):
@@ -55,7 +60,7 @@ def record(event: Event) -> Record:
     }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     data = {name: value for name, value in event_data(event.fact).items() if value is not None}
-    topic = DECISIONS if isinstance(event.fact, Deadline) else event.type
+    topic = DECISIONS if isinstance(event.fact, (Deadline, Lapse)) else event.type
     return Record(topic, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
 
 
@@ -103,8 +108,19 @@ def event_data(fact: Any) -> dict[str, Any]:
             whose = "refund_id" if fact.what is DeadlineKind.REFUND else "seller_id"
             known = {"deadline": fact.what.text, "attempt": fact.attempt, "final": fact.final}
             return known | ({} if fact.subject is None else {whose: ids.text(fact.subject)})
+        case Lapse():
+            named = {DeadlineKind.RETURN: "return_id", DeadlineKind.REFUND_RETRY: "refund_id"}
+            return {
+                "deadline": fact.what.text,
+                "attempt": fact.attempt,
+                "final": fact.final,
+                named.get(fact.what, "seller_id"): ids.text(fact.subject),
+                "due": None if fact.due is None else times.text(fact.due),
+            }
         case RefundReply():
-            return {"refund_id": ids.text(fact.refund_id)}
+            # A reply that doesn't say is one to the first request.
+            attempt = None if fact.attempt == 1 else fact.attempt
+            return {"refund_id": ids.text(fact.refund_id), "attempt": attempt}
     data = events.to_event_data(fact, bytes(16))
     return {name: value for name, value in data.items() if name != "order_id"}
 
@@ -135,6 +151,11 @@ def created(fact: Created) -> dict[str, Any]:
                 **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
                 **_taxes("taxes", item.taxes, digits),
                 **_taxes("shipping_taxes", item.shipping_taxes, digits),
+                **{
+                    name: times.text(by)
+                    for name, by in (("ship_by", item.ship_by), ("deliver_by", item.deliver_by))
+                    if by is not None
+                },
             }
             for item in fact.items
         ],
@@ -177,9 +198,9 @@ def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | 
     )
 
 
-def dense(n: int, rng: Random) -> list[Record]:
+def dense(n: int, rng: Random, lapses: bool = False) -> list[Record]:
     """One order with few parcels, returns and payments and many events of each, so that facts meet:
-    rivals, ties, corrections.
+    rivals, ties, corrections. `lapses`: promises pass, too.
     """
     order_id = bytes(14) + n.to_bytes(2, "big")
     sellers = [raw_id(0xA0, each) for each in range(rng.randint(1, 2))]
@@ -193,6 +214,8 @@ def dense(n: int, rng: Random) -> list[Record]:
             rng.randint(1, 4),
             rng.choice((0, 100, 100, 333)),
             rng.choice((None, 50)),
+            ship_by=rng.choice((None, None, hour(rng))),
+            deliver_by=rng.choice((None, None, hour(rng))),
         )
         for k in range(rng.randint(1, 3))
     ]
@@ -209,6 +232,10 @@ def dense(n: int, rng: Random) -> list[Record]:
         item = rng.choice(items)
         many = rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
         facts.append(random_fact(rng, order_id, item, many, total))
+        if lapses and rng.random() < 0.2:
+            what = rng.choice((DeadlineKind.SHIP, DeadlineKind.UNSHIPPED, DeadlineKind.DELIVER))
+            lapse = Lapse(hour(rng), what, item.seller_id, 1, True, due=hour(rng))
+            facts.append(("deadline.passed", lapse))
     return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
 
 
@@ -216,7 +243,7 @@ def random_fact(
     rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes, int]] | None, total: int
 ) -> tuple[str, Any]:
     """Event type and fact: of a line, and so many of its units (None: it doesn't say)."""
-    kind, seller = rng.randrange(22), item.seller_id
+    kind, seller = rng.randrange(24), item.seller_id
     if kind < 7:
         number = rng.choice((None, "T1", "T2"))
         parcel, rank = raw_id(2, rng.randrange(2)), Rank(rng.randrange(4))
@@ -241,6 +268,14 @@ def random_fact(
     if kind < 19:
         return "order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")
     if kind < 20:
+        until = rng.choice((None, hour(rng))), rng.choice((None, hour(rng)))
+        return "promise.updated", Promise(hour(rng), seller, *until)
+    if kind < 21:
+        refund = ids.uuid5(order_id, f"refund:{rng.randrange(2)}")
+        failed = rng.random() < 0.7
+        answered = RefundReply(hour(rng), refund, failed, attempt=rng.choice((1, 1, 2)))
+        return "refund.failed" if failed else "refund.completed", answered
+    if kind < 22:
         return "order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")
     amount, about = rng.choice((1, max(1, total // 4), max(1, total))), rng.choice((None, seller))
     return "refund.granted", Grant(hour(rng), raw_id(4, rng.randrange(3)), amount, "EUR", "r", about)

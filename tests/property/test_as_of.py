@@ -12,7 +12,7 @@ from domain.asof import as_of
 from domain.explain import explain
 from domain.order import Order
 from domain.shapes import Event
-from tests.property.histories import ORDER_ID, Run, histories
+from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.test_confluence import all_rows, facts
 
 MANY = settings(max_examples=150, deadline=None)
@@ -46,7 +46,7 @@ def told(order: Order) -> Any:
 
 
 @MANY
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 5), st.data())
+@given(histories, RANDOMS, st.integers(1, 5), st.data())
 def test_it_is_a_fold_of_the_facts_up_to_then(
     history: list[Event], random: Any, pace: int, data: st.DataObject
 ) -> None:
@@ -75,7 +75,7 @@ def test_it_is_a_fold_of_the_facts_up_to_then(
 
 
 @MANY
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 5))
+@given(histories, RANDOMS, st.integers(1, 5))
 def test_as_of_the_end_of_time_it_is_the_order_itself(history: list[Event], random: Any, pace: int) -> None:
     random.shuffle(history)
     order = Run().take_all(history, pace).order

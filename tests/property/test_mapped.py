@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -23,6 +24,7 @@ from operations.submit.jobs import prepare
 from operations.submit.mapped import MappedCsv
 from operations.submit.mapping import Mapping, MappingError, load, parse
 from operations.submit.rows import Row
+from tests.property.histories import RANDOMS, SEEDS, up_to
 from tests.unit.exports import ERP, ERP_HEADER, ERP_LINES, ONE, ONES_SECOND, TWO, shopify
 
 WORDS = st.text(
@@ -36,30 +38,34 @@ SPACE = UUID("7c6d1f6e-0b52-4b0e-9a55-3d6a3a6f0a11")
 @st.composite
 def orders(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Orders with the ids of their own; amounts in minor units."""
-    ids = iter(draw(st.lists(st.uuids(), min_size=44, max_size=44, unique=True)))
+    rng = Random(draw(SEEDS))
+
+    def new_id() -> str:
+        return str(UUID(bytes=rng.randbytes(16)))
+
     placed = []
-    for _ in range(draw(st.integers(1, 4))):
-        currency = draw(st.sampled_from(["EUR", "JPY", "KWD"]))
+    for _ in range(rng.randint(1, 4)):
+        currency = rng.choice(("EUR", "JPY", "KWD"))
         items: list[dict[str, Any]] = [
             {
-                "item_id": str(next(ids)),
-                "product_id": str(next(ids)),
-                "seller_id": str(next(ids)),
+                "item_id": new_id(),
+                "product_id": new_id(),
+                "seller_id": new_id(),
                 "sku": draw(WORDS),
-                "quantity": draw(st.integers(1, 2000)),
-                "price": draw(st.integers(0, 10**9)),
-                "shipping_amount": draw(st.integers(0, 5000)),
+                "quantity": rng.choice((1, 2000, rng.randint(1, 2000))),
+                "price": up_to(rng, 10 ** rng.randint(0, 9)),
+                "shipping_amount": up_to(rng, 5000),
             }
-            for _ in range(draw(st.integers(1, 3)))
+            for _ in range(rng.randint(1, 3))
         ]
         goods = sum(each["price"] * each["quantity"] for each in items)
-        discount = draw(st.integers(0, min(goods, 10**6)))
+        discount = up_to(rng, min(goods, 10**6))
         shipping = sum(each["shipping_amount"] for each in items)
-        second = draw(st.integers(0, 2 * 10**9))
+        second = up_to(rng, 2 * 10**9)
         placed.append(
             {
-                "order_id": str(next(ids)),
-                "user_id": str(next(ids)),
+                "order_id": new_id(),
+                "user_id": new_id(),
                 "time": datetime.fromtimestamp(second - second % 60, UTC),
                 "currency": currency,
                 "discount_amount": discount,
@@ -162,7 +168,7 @@ def rows(content: bytes, by: Mapping) -> list[Row]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(orders(), ways(), st.randoms(use_true_random=False))
+@given(orders(), ways(), RANDOMS)
 def test_what_is_written_by_a_mapping_is_read_back(
     placed: list[dict[str, Any]], way: dict[str, Any], mixed: Any
 ) -> None:

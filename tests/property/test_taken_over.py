@@ -15,12 +15,12 @@ from contracts import ids, outgoing
 from domain.anomalies import anomalies
 from domain.enums import DeadlineKind, RefundCause, ReturnStatus, StockAnswer
 from domain.history import paid_back
-from domain.order import Created, Deadline, Grant, Order, Payment, ReturnStage, StockReply
+from domain.order import Created, Deadline, Grant, Lapse, Order, Payment, ReturnStage, StockReply
 from domain.shapes import Event
 from domain.status import view_of
 from domain.taken_over import is_history
 from domain.totals import RunningTotals, winning_stages
-from tests.property.histories import ORDER_ID, Run, histories
+from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.test_confluence import all_rows, facts
 
 MANY = settings(max_examples=200, deadline=None)
@@ -50,11 +50,11 @@ def shuffled(history: Sequence[Event], random: Any) -> list[Event]:
 
 
 @MANY
-@given(histories(), st.none() | st.integers(0, 5_000), st.randoms(use_true_random=False), st.integers(1, 4))
+@given(histories, st.none() | st.integers(0, 5_000), RANDOMS, st.integers(1, 4))
 def test_history_alone_asks_for_nothing(
     history: list[Event], refunded: int | None, random: Any, pace: int
 ) -> None:
-    history = [each for each in history if not isinstance(each.fact, Deadline)]
+    history = [each for each in history if not isinstance(each.fact, (Deadline, Lapse))]
     run = Run().take_all(shuffled(taken_over(history, LATE, refunded), random), pace)
     assert commands(run) == []
     assert run.order.decisions == []
@@ -69,7 +69,7 @@ def test_history_alone_asks_for_nothing(
 
 
 @MANY
-@given(histories(), st.randoms(use_true_random=False), st.integers(1, 4))
+@given(histories, RANDOMS, st.integers(1, 4))
 def test_where_nothing_is_history_an_order_does_what_it_does_without(
     history: list[Event], random: Any, pace: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_where_nothing_is_history_an_order_does_what_it_does_without(
 
 
 @MANY
-@given(histories(), st.integers(0, 7), st.randoms(use_true_random=False), st.integers(1, 4))
+@given(histories, st.integers(0, 7), RANDOMS, st.integers(1, 4))
 def test_commands_are_those_of_the_live_facts(history: list[Event], cut: int, random: Any, pace: int) -> None:
     run = Run().take_all(shuffled(taken_over(history, cut * 3_600_000_000), random), pace)
     order = run.order
@@ -141,14 +141,14 @@ def causes(
 
 
 @MANY
-@given(histories(), st.integers(0, 7), st.none() | st.integers(0, 5_000), st.integers(1, 4))
+@given(histories, st.integers(0, 7), st.none() | st.integers(0, 5_000), st.integers(1, 4))
 def test_history_first_refunds_stay_within_what_the_other_system_left(
     history: list[Event], cut: int, refunded: int | None, pace: int
 ) -> None:
     """And no unit that it paid for is paid for again."""
     moment = cut * 3_600_000_000
     history = taken_over(history, moment, refunded)
-    before = [each for each in history if each.time < moment and not isinstance(each.fact, Deadline)]
+    before = [each for each in history if each.time < moment and not isinstance(each.fact, (Deadline, Lapse))]
     run = Run()
     for each in before:
         run.take(each)

@@ -12,7 +12,7 @@ from aiokafka.structs import TopicPartition
 from audit.reference import Decision, Fact, NaturalKey, RecordId, Refusal, parse, parse_decision
 from contracts import ids
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
-from domain.order import Order, type_of
+from domain.order import Deadline, Lapse, Order, type_of
 from streams.partitioner import partition_of
 from tables import codec
 from tests.simulation.histories import Arrival
@@ -54,17 +54,23 @@ def natural_keys(order: Order) -> set[NaturalKey]:
     for scan in order.scans:
         keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
-    keys.update((type_of(fact), text(fact.refund_id)) for fact in order.refunds)
+    keys.update((type_of(fact), text(fact.refund_id), fact.attempt) for fact in order.refunds)
     keys.update((type_of(fact), text(fact.grant_id)) for fact in order.grants)
-    for fact in order.deadlines:
+    passed: list[Deadline | Lapse] = [*order.deadlines, *order.lapses]
+    for fact in passed:
+        due = fact.due if isinstance(fact, Lapse) else None
         keys.add(
             (
                 type_of(fact),
                 fact.what.text,
                 None if fact.subject is None else text(fact.subject),
-                fact.attempt,
+                fact.attempt if due is None else _EPOCH + timedelta(microseconds=due),
             )
         )
+    keys.update(
+        ("promise", text(fact.seller_id), _EPOCH + timedelta(microseconds=fact.time))
+        for fact in order.promises
+    )
     return keys
 
 

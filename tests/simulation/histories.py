@@ -25,6 +25,7 @@ BLOCK = 2048
 """Seeds that share a corpus of orders to choose from."""
 GENERATED, DENSE, PLACED = 160, 80, 40
 MOST_EVENTS = 40
+KEYED_BY_TIME = ("shipment.updated", "promise.updated")
 
 
 class Arrival(NamedTuple):
@@ -171,11 +172,11 @@ def _arrival(at: float, sent: Sent, partitions: int, rng: Random, misplaced: flo
 
 def _told_later(sent: Sent, rng: Random) -> Sent:
     """The same event as another event with another time, perhaps an earlier one.
-    Of a scan that would be another fact.
+    Of a scan or a promise that would be another fact.
     """
     headers = dict(sent.headers)
     time = headers.get("ce_time")
-    if time is None or sent.topic == "shipment.updated" or not isinstance(sent.parsed, Fact):
+    if time is None or sent.topic in KEYED_BY_TIME or not isinstance(sent.parsed, Fact):
         return sent
     hour = b"%02d" % rng.randrange(24)
     changed = [

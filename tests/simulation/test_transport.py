@@ -134,10 +134,17 @@ def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: Worl
     assert app is not None
     until(world.loop, lambda: len(app.consumer.lanes) == 3)
     known = asyncio.Event()
-    app.client._coordinator.ensure_coordinator_known = known.wait  # type: ignore[method-assign, assignment]
+    consumer = app.consumer
     with world.loop.entered():
         world.arrive(world.plan.arrivals[0]._replace(partition=1))
-    until(world.loop, lambda: any(tracker.done for _, tracker in app.consumer.trackers.values()))
+    until(
+        world.loop,
+        lambda: (
+            any(tracker.uncommitted for _, tracker in consumer.trackers.values())
+            and not consumer._committing.locked()  # by the commit of now and then
+        ),
+    )
+    app.client._coordinator.ensure_coordinator_known = known.wait  # type: ignore[method-assign, assignment]
     with world.loop.entered():
         commit = world.loop.create_task(app.consumer.force_commit())
         world.start(1)

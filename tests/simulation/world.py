@@ -58,6 +58,9 @@ LOOK = 0.5
 ANSWERS = ("payment", "stock", "release", "label", "refund")
 """What is waited for: all but the first are asked for again."""
 
+ENDS = ("ship_within", "ship_cancel_after", "deliver_within", "return_within", "refund_retry_after")
+"""Settings of what else is waited for."""
+
 CHANCES: Mapping[str, Mapping[str, float]] = {
     "calm": {},
     "losses": {"before": 0.06, "after": 0.06, "slow": 0.06, "refused": 0.04},
@@ -108,7 +111,8 @@ def _deadlines(rng: Random) -> dict[str, Any]:
         f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
     }
     policy |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
-    return policy
+    policy |= {name: 0.0 if off else rng.choice((0.0, 0.5, 2.0, 5.0)) for name in ENDS}
+    return policy | {"refund_attempts": rng.choice((1, 2, 3))}
 
 
 @dataclass(slots=True)
@@ -158,7 +162,8 @@ class World:
                 **_deadlines(Random(f"deadlines {seed}")),
             }
         )
-        self.patient = any(getattr(self.settings, f"{name}_deadline") for name in ANSWERS)
+        waits = (*(f"{name}_deadline" for name in ANSWERS), *ENDS)
+        self.patient = any(getattr(self.settings, name) for name in waits)
         """Something is waited for."""
         self.batch_limit = rng.choice((1, 3, 1 << 30))
         self.fetch_limit = rng.choice((1, 3, 500))

@@ -72,6 +72,11 @@ def at(hour: int) -> str:
     return f"2026-01-01T{hour:02d}:00:00Z" if hour >= 0 else f"2025-12-31T{24 + hour:02d}:00:00Z"
 
 
+def day(n: int) -> str:
+    """A day of the month of the order, as we write it."""
+    return f"2026-01-{n:02d}T00:00:00+00:00"
+
+
 def moment(hour: int) -> str:
     """The same as we write it."""
     return f"2026-01-01T{hour:02d}:00:00+00:00"
@@ -113,9 +118,14 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
     return data | ({} if discount is None else {"discount_amount": discount}) | more
 
 
+def _full_line() -> Data:
+    promised = {"ship_by": day(2), "deliver_by": day(4)}
+    return line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER, **promised)
+
+
 _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
     "order.created": created(
-        line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER),
+        _full_line(),
         discount="1.00",
         region="SP",
         cart_id=CART,
@@ -125,7 +135,7 @@ _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
         name: value
         for name, value in (
             created(
-                line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER),
+                _full_line(),
                 discount="1.00",
                 region="SP",
                 cart_id=CART,
@@ -159,6 +169,7 @@ _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
         "items": [{"item_id": item_id(1), "quantity": 1}],
     },
     "order.cancel_requested": {"order_id": ORDER, "reason": "changed my mind", "seller_id": ANNA},
+    "promise.updated": {"order_id": ORDER, "seller_id": ANNA, "ship_by": day(3), "deliver_by": day(5)},
     "shipment.updated": {
         "order_id": ORDER,
         "shipment_id": parcel(1),
@@ -181,8 +192,8 @@ _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
         "processed_at": at(9),
         "restock": True,
     },
-    "refund.completed": {"order_id": ORDER, "refund_id": STRANGER, "reason": "paid"},
-    "refund.failed": {"order_id": ORDER, "refund_id": STRANGER, "reason": "account closed"},
+    "refund.completed": {"order_id": ORDER, "refund_id": STRANGER, "reason": "paid", "attempt": 2},
+    "refund.failed": {"order_id": ORDER, "refund_id": STRANGER, "reason": "account closed", "attempt": 2},
 }
 VALID: Final[dict[str, Data]] = {
     **{type_: {**example, "order_id": ORDER} for type_, example in examples()[0].items()},
@@ -294,6 +305,11 @@ class OrderBuilder:
             **quantities(items),
             **more,
         )
+
+    def promise(self, seller: str = ANNA, hour: int = 1, **until: int) -> Folded:
+        """`until`: ship_by, deliver_by, as hours."""
+        named = {name: at(there) for name, there in until.items()}
+        return self.send("promise.updated", hour, seller_id=seller, **named)
 
     def stock(
         self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any

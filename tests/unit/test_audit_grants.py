@@ -770,7 +770,7 @@ def test_a_state_is_read_with_grants_and_without() -> None:
     before = [*head, [], 0, [], False, 0, [], 0, 0, 0, 2]
     grant = [7, b"g", 500, "EUR", "late", None, b"a", False]
     assert read_state(msgspec.msgpack.encode(before))["grants"] == set()
-    now = read_state(msgspec.msgpack.encode([*before, [[*grant, 1234, "later"]], "later"]))
+    now = read_state(msgspec.msgpack.encode([*before, [[*grant, 1234, "later"]], [], [], [], "later"]))
     assert now["grants"] == {tuple(grant)}
     decision = [5, 0, 500, 3, b"c", [], [], 7, 0]
     read = [

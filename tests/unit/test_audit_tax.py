@@ -809,15 +809,18 @@ def test_a_state_holds_tax() -> None:
     )
     items, included = state["created"][6:8]
     assert included is False
-    assert [line[8:] for line in items] == [((("T0", 500), ("T1", 1)), (("T0", 38),)), ((("T0", 190),), None)]
+    assert [line[8:10] for line in items] == [
+        ((("T0", 500), ("T1", 1)), (("T0", 38),)),
+        ((("T0", 190),), None),
+    ]
     assert [each[7] for each in state["decisions"]] == [335]
-    assert sorted(each[-1] for each in state["suborders"]) == [190, 373]
+    assert sorted(each[9] for each in state["suborders"]) == [190, 373]
     untaxed = state_of(
         fold(fact("order.created", 0, **created()), decisions=[decision(0, 1, "closed", ORDER)])
     )
     assert untaxed["created"][7] is None
-    assert untaxed["created"][6][0][8:] == (None, None)
-    assert (untaxed["decisions"][0][7], untaxed["suborders"][0][-1]) == (None, 0)
+    assert untaxed["created"][6][0][8:10] == (None, None)
+    assert (untaxed["decisions"][0][7], untaxed["suborders"][0][9]) == (None, 0)
 
 
 def test_a_state_of_before_has_no_tax() -> None:
@@ -835,9 +838,9 @@ def test_a_state_of_before_has_no_tax() -> None:
     )
     later = [[["T", 5]], []]
     now = read(
-        [*head, [[*line, *later, "later"]], True, *[None] * 5, "later"],
+        [*head, [[*line, *later, None, None, "later"]], True, *[None] * 5, "later"],
         [*decided_before, 7, 5, None, "later"],
-        [*suborder, 5, "later"],
+        [*suborder, 5, False, "later"],
     )
-    assert (now["created"][7], now["created"][6][0][8:]) == (True, ((("T", 5),), ()))
-    assert (now["decisions"][0][7:], now["suborders"][0][9:]) == ((5, None), (5,))
+    assert (now["created"][7], now["created"][6][0][8:10]) == (True, ((("T", 5),), ()))
+    assert (now["decisions"][0][7:], now["suborders"][0][9:]) == ((5, None), (5, False))

@@ -101,8 +101,8 @@ def one_line(err: str) -> str:
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (
             ("grants", "kafka", "--role", "nobody"),
-            "Invalid value for '--role': 'nobody' is not one of 'owner', 'worker', 'reader', 'bulk', 'audit';"
-            " see orders grants kafka --help",
+            "Invalid value for '--role': 'nobody' is not one of 'owner', 'worker', 'reader', 'bulk', 'audit',"
+            " 'console'; see orders grants kafka --help",
         ),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "link"), "nothing to link; give at least one of --users"),

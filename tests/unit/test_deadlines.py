@@ -96,6 +96,12 @@ def test_captured_money_ends_the_wait_for_it_and_begins_that_for_scans() -> None
         (350, "label", "boris", 1, False),
     }
     builder.scan("pending", seller=ANNA)
+    assert {each[1:3] for each in builder.waits()} == {
+        ("label", "anna"),
+        ("stock", "boris"),
+        ("label", "boris"),
+    }
+    builder.scan("in_transit", seller=ANNA)
     assert {each[2] for each in builder.waits()} == {"boris"}
 
 

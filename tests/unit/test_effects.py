@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from contracts.topics import DECISIONS, DERIVED
-from domain import effects
-from domain.shapes import Derived
+from domain import effects, events
+from domain.enums import DeadlineKind
+from domain.shapes import Derived, Due, Event
 from tests.unit.builders import (
     ANNA,
     BORIS,
@@ -134,12 +135,32 @@ def test_suborder_updated_when_status_or_amounts_change(change: Any, sellers: li
 
 def full() -> OrderBuilder:
     builder = built_order()
+    builder.take(_late("ship"))
     builder.cancel(BORIS)
     builder.pay(TOTAL)
     builder.scan("delivered", 1, items={1: 2, 2: 1})
     builder.give_back("processed", item=1, quantity=1)
     builder.stock("rejected", BORIS)
     return builder.settle()
+
+
+def test_the_id_of_a_lateness_is_over_what_seller_and_due() -> None:
+    builder = built_order()
+    builder.take(_late("ship"))
+    builder.scan("in_transit", seller=BORIS)
+    builder.take(_late("deliver"))
+    due = "2026-01-02T00:00:00+00:00"
+    assert ce_ids(builder, "suborder.late") == [
+        made_id(f"suborder.late:{what}:{BORIS}:{due}") for what in ("ship", "deliver")
+    ]
+
+
+def _late(what: str) -> Event:
+    at = 1_767_312_000_000
+    value, headers = effects.deadline_passed(
+        Due(at, DeadlineKind[what.upper()], raw(BORIS), 1, True, at * 1000), raw(ORDER)
+    )
+    return events.decode("orders.decisions", headers, value)
 
 
 @pytest.mark.parametrize(

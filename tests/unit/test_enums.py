@@ -24,8 +24,10 @@ NUMBERS = {
     "ReturnStatus": "requested processed rejected",
     "StockAnswer": "reserved rejected released",
     "RefundCause": "return stock closed grant",
-    "DeadlineKind": "payment stock release label refund",
-    "ClosedBecause": "not_closed cancelled payment_overdue stock_released stock_rejected stock_unanswered",
+    "DeadlineKind": ("payment stock release label refund ship unshipped deliver return refund_retry"),
+    "ClosedBecause": (
+        "not_closed cancelled payment_overdue stock_released stock_rejected stock_unanswered not_shipped"
+    ),
 }
 """Words by their numbers, from 0 on.
 States in changelogs hold these: one may be added at the end, and that is all.

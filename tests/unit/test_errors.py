@@ -22,11 +22,12 @@ NAMED_IN_CLI = {
     "cli/bulk.py": {"OtherJob"},
     "cli/db.py": {"BrokenReferences"},
     "cli/local.py": {"StackError"},
+    "cli/show.py": {"Unavailable"},
     "cli/worker.py": {"OrdersError"},
 }
 """A job that isn't ours ends before its report is printed, rows that break a reference are listed and end
-with exit code 1, a stack that can't be read isn't used, and a bulk worker logs why it ends. Everything
-else goes to cli/main.py.
+with exit code 1, a stack that can't be read isn't used, who looks for a cart is told where it is looked for,
+and a bulk worker logs why it ends. Everything else goes to cli/main.py.
 """
 
 

@@ -25,6 +25,7 @@ from domain.order import (
     Item,
     Payment,
     PaymentFailure,
+    Promise,
     RefundDecision,
     RefundReply,
     ReturnStage,
@@ -59,6 +60,20 @@ T0 = 1_767_225_600_000_000
 HOUR = 3_600_000_000
 BOTH = pytest.mark.parametrize("structured", [False, True], ids=["binary", "structured"])
 
+PROMISED = (T0 + 24 * HOUR, T0 + 72 * HOUR)
+LINE = Item(
+    raw(item_id(1)),
+    raw(line(1)["product_id"]),
+    raw(ANNA),
+    raw(STRANGER),
+    "sku-1",
+    2,
+    1000,
+    300,
+    ship_by=PROMISED[0],
+    deliver_by=PROMISED[1],
+)
+
 FACTS = {
     "order.created": Created(
         T0,
@@ -67,7 +82,7 @@ FACTS = {
         "EUR",
         2200,
         100,
-        [Item(raw(item_id(1)), raw(line(1)["product_id"]), raw(ANNA), raw(STRANGER), "sku-1", 2, 1000, 300)],
+        [LINE],
         cart_id=raw(CART),
         cart_created_at=T0 - 2 * HOUR,
     ),
@@ -78,7 +93,7 @@ FACTS = {
         "EUR",
         2200,
         100,
-        [Item(raw(item_id(1)), raw(line(1)["product_id"]), raw(ANNA), raw(STRANGER), "sku-1", 2, 1000, 300)],
+        [LINE],
         cart_id=raw(CART),
         cart_created_at=T0 - 2 * HOUR,
         checkout_id=raw(CHECKOUT),
@@ -93,6 +108,7 @@ FACTS = {
         T0, StockAnswer.RELEASED, raw(ANNA), raw(STRANGER), [(raw(item_id(1)), 1)], "cancelled"
     ),
     "order.cancel_requested": Cancellation(T0, raw(ANNA), "changed my mind"),
+    "promise.updated": Promise(T0, raw(ANNA), T0 + 48 * HOUR, T0 + 96 * HOUR),
     "shipment.updated": Scan(
         T0,
         raw(parcel(1)),
@@ -108,8 +124,8 @@ FACTS = {
     "order.returned": ReturnStage(
         T0, raw(returned(1)), ReturnStatus.PROCESSED, raw(item_id(1)), 1, "too small", T0 + 9 * HOUR, True
     ),
-    "refund.completed": RefundReply(T0, raw(STRANGER), False, "paid"),
-    "refund.failed": RefundReply(T0, raw(STRANGER), True, "account closed"),
+    "refund.completed": RefundReply(T0, raw(STRANGER), False, "paid", attempt=2),
+    "refund.failed": RefundReply(T0, raw(STRANGER), True, "account closed", attempt=2),
 }
 
 

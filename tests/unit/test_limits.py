@@ -35,9 +35,11 @@ from domain.order import (
     Deadline,
     Grant,
     Item,
+    Lapse,
     Order,
     Payment,
     PaymentFailure,
+    Promise,
     PublishedSuborder,
     RefundDecision,
     RefundReply,
@@ -153,11 +155,14 @@ def test_facts_that_are_not_counted_fit_whatever_they_hold(size: int) -> None:
     bounds = limits.limits_of(size)
     assert limits.LARGEST_FACT == 80 + 3 * 4_000 + 1_000 * 24
     assert bounds.uncounted >= 0
-    others = [most for type_, most in bounds.types.items() if type_ != "refund.granted"]
+    few = ("refund.granted", "promise.updated")
+    others = [most for type_, most in bounds.types.items() if type_ not in few]
     assert (bounds.uncounted + 1) * limits.LARGEST_FACT <= min(others)
     largest: Any = events.decode("refund.granted", *record("refund.granted", large("refund.granted", 1))).fact
     assert limits.size_of(largest) == 80 + 4_000
     assert (bounds.uncounted + 1) * limits.size_of(largest) <= bounds.types["refund.granted"]
+    # A promise has no text and no list.
+    assert (bounds.uncounted + 1) * limits.FACT_BYTES <= bounds.types["promise.updated"]
 
 
 def test_the_limits_of_a_managed_kafka() -> None:
@@ -208,8 +213,15 @@ def short(full: Full) -> dict[str, list[Any]]:
         "stock": [fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, None))],
         "cancellations": full(Cancellation(far, raw, "")),
         "scans": full(Scan(far, raw, Rank.IN_TRANSIT, raw, raw, None, None, far)),
-        "returns": full(ReturnStage(far, raw, ReturnStatus.PROCESSED, raw, 100_000, "", far, True)),
-        "refunds": [fact for failed in (True, False) for fact in full(RefundReply(far, raw, failed))],
+        "returns": full(
+            ReturnStage(far, raw, ReturnStatus.REQUESTED, raw, 100_000, "", far, True, False, far)
+        ),
+        "refunds": [
+            fact
+            for failed in (True, False)
+            for fact in full(RefundReply(far, raw, failed, None, False, 100, far))
+        ],
+        "promises": full(Promise(far, raw, far, far)),
         "grants": full(Grant(far, raw, 10**15, "EUR", "", raw, raw)),
     }
 
@@ -218,7 +230,7 @@ def largest_begun(size: int) -> tuple[Created, list[PublishedSuborder]]:
     """The largest order.created that there may be, with its suborders."""
     far, raw, bounds = 1 << 60, b"\xff" * 16, limits.limits_of(size)
     units = 100_000 if bounds.created is None else 1
-    lines = [Item(raw, raw, raw, raw, WIDE, units, 10**15, 10**15)] * 1000
+    lines = [Item(raw, raw, raw, raw, WIDE, units, 10**15, 10**15, ship_by=far, deliver_by=far)] * 1000
     created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
     while limits.is_too_large(created, bounds):
         created = msgspec.structs.replace(created, items=created.items[1:])
@@ -253,9 +265,16 @@ def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions(
     decisions += [small] * min(
         rest // limits.size_of(small), 1_600_000 * size // limits.MESSAGE_BYTES // limits.size_of(small)
     )
-    deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
+    lapses = full(Lapse(far, DeadlineKind.SHIP, raw, 100_000, True, False, far, far))
     created, parts = largest_begun(size)
-    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=parts)
+    order = Order(
+        version=1 << 40,
+        created=created,
+        decisions=decisions,
+        lapses=lapses,
+        suborders=parts,
+        left=[far] * len(parts),
+    )
     assert fits(msgspec.structs.replace(order, **short(full)), size)
 
 
@@ -295,7 +314,7 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(
     decisions.append(refund(RefundCause.STOCK, [span] * lines, [raw] * lines, len(facts["payments"])))
     assert sum(map(limits.size_of, decisions)) <= types["refund.decided"]
     order = Order(version=1 << 40, created=created, decisions=decisions, suborders=parts)
-    order.deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
+    order.lapses = full(Lapse(far, DeadlineKind.SHIP, raw, 100_000, True, False, far, far))
     assert fits(msgspec.structs.replace(order, **facts), size)
 
 

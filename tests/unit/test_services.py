@@ -188,3 +188,20 @@ def test_every_checkout_is_one_that_the_pipeline_takes(seed: int) -> None:
 def test_the_same_seed_gives_the_same_checkouts() -> None:
     first, second = ([each.data for each, _ in Customers(Behaviour(seed=9)).checkouts(20)] for _ in range(2))
     assert first == second
+
+
+def test_a_refund_that_failed_may_be_paid_when_it_is_asked_for_again() -> None:
+    answers = set()
+    for seed in range(20):
+        payments = Payments(Behaviour(refusals=0.5, seed=seed))
+        first, again = (all_of(payments.refund(COMMAND | more)) for more in ({}, {"attempt": 2}))
+        assert all_of(payments.refund(COMMAND)) == first
+        assert "attempt" not in first[0].data
+        assert again[0].data["attempt"] == 2
+        answers.add((first[0].type, again[0].type))
+    assert len(answers) == 4
+
+
+def test_a_seller_that_does_not_ship_never_does() -> None:
+    shipping = Shipping(Behaviour(unshipped=1), Inventory(NEVER), lambda *_: [])
+    assert all_of(shipping.label(COMMAND)) == all_of(shipping.label(COMMAND)) == []

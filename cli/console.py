@@ -1,0 +1,36 @@
+"""`orders console`: a web page for operators and support."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.serving import serve
+from settings import get_settings
+
+
+def console_command(
+    host: Annotated[
+        str, typer.Option(help="Address to serve. Addresses other than loopback need keys or an issuer.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8090,
+    cert: Annotated[
+        Path | None,
+        typer.Option(help="Serve TLS with this certificate (PEM, with its chain), read again on change."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM, without a password).")] = None,
+) -> None:
+    """Serve a web page that shows how everything does and where an order is, until SIGTERM or Ctrl-C.
+
+    It only reads, and keeps nothing: several may run, and the servers may be away when it starts.
+
+    Who may look: the keys of orders api, as the password of any name. A key with the scope view sees all but
+    personal fields, one with all sees them too. Without keys it is for this machine only.
+
+    Example: [bold]orders console --port 8090[/bold]
+    """
+    from console.app import create_app
+
+    serve(get_settings(), create_app, host, port, cert, key, name="console")

@@ -1,0 +1,109 @@
+"""Pages as HTML: the templates, what they may call, and the headers of every answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import jinja2
+from fastapi import Request
+from starlette.responses import HTMLResponse
+
+from console.access import Role, Visitor
+from console.texts import text
+
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self';"
+    " frame-ancestors 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Vary": "Authorization",
+}
+"""Of every page. Addresses hold ids, which no other site and no cache is to have."""
+
+LIVE: Final = "live"
+"""?part=live: only what changes, for the script."""
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("console", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"t": text, "address": address}
+    environment.filters |= {"moment": moment, "number": number, "short": short, "pretty": pretty}
+    return environment
+
+
+def moment(value: str | float | datetime | None) -> str:
+    """A time to the second, in UTC: of RFC 3339, of seconds since 1970. What is none stays as it is. Pure."""
+    if value is None:
+        return text("unknown")
+    if isinstance(value, datetime):
+        time = value
+    elif isinstance(value, str):
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    else:
+        time = datetime.fromtimestamp(value, UTC)
+    if time.tzinfo is not None:
+        time = time.astimezone(UTC)
+    return f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def number(value: float) -> str:
+    """With commas; what is no integer with one digit behind the point. Pure."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def short(id_: object) -> str:
+    """The first 8 characters of an id, by which the find box finds an order. Pure."""
+    return str(id_)[:8]
+
+
+def pretty(document: Any) -> str:
+    """A document as JSON for a person. Pure."""
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def address(path: str, *parts: object, **query: object) -> str:
+    """A path of the console: `path` with each of `parts` behind it, and the filters that are given. Pure."""
+    whole = "/".join([path.rstrip("/"), *(quote(str(part), safe=":") for part in parts)]) or "/"
+    given = {name.rstrip("_"): value for name, value in query.items() if value not in (None, "")}
+    return f"{whole}?{urlencode(given)}" if given else whole
+
+
+_templates: Final = _environment()
+
+PARTS: Final = frozenset(each for each in _templates.list_templates() if each.endswith("_live.html"))
+"""The parts of pages that change while they are looked at."""
+
+
+def page(
+    request: Request, name: str, seen_by: Visitor, values: Mapping[str, Any], status: int = 200
+) -> HTMLResponse:
+    """A page of a template; with `?part=live` only its part that changes, if it has one."""
+    part = f"{name}_live.html"
+    only_part = request.query_params.get("part") == LIVE and part in PARTS
+    html = _templates.get_template(part if only_part else f"{name}.html").render(
+        visitor=seen_by,
+        role=text(f"role_{seen_by.role.name.lower()}"),
+        personal=seen_by.role.personal,
+        path=request.url.path,
+        looked_for=request.query_params.get("q", ""),
+        **values,
+    )
+    return HTMLResponse(html, status, headers=dict(HEADERS))
+
+
+NOBODY: Final = Visitor("", Role.VIEWER)
+"""Whoever isn't admitted."""

@@ -1,0 +1,131 @@
+"""The console against real servers: pages of what a worker has done, keys, and servers that are away."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+from markupsafe import escape
+
+from console.app import create_app
+from console.texts import EN
+from credentials import PostgresUrl
+from settings import Settings
+from tests.waiting import eventually
+from tests.workers import processed, worker
+from workload import generator
+from workload.producer import send
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser of a console of these settings."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
+    ):
+        yield client
+
+
+async def get(browser: httpx.AsyncClient, path: str, code: int = 200) -> str:
+    answer = await browser.get(path)
+    assert answer.status_code == code, answer.text[-1500:]
+    return answer.text
+
+
+async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path) -> None:
+    await send(fresh, list(generator.events(60, 83, generator.Shares(poison=0.2))))
+    async with opened(fresh) as browser:
+        assert "no worker is running" in await get(browser, "/")
+        with worker(tmp_path) as running:
+            processed()
+            await _with_a_worker(browser)
+            connection = await asyncpg.connect(fresh.postgres.get_secret_value())
+            try:
+                row = await connection.fetchrow(
+                    "SELECT s.order_id, s.user_id, s.seller_id, s.tracking_number FROM orders_shipment s"
+                    " JOIN orders_return r ON r.order_id = s.order_id WHERE s.tracking_number IS NOT NULL"
+                    " LIMIT 1"
+                )
+                assert row is not None
+                order_id, user_id, seller_id, number = row
+                parcel_id = await connection.fetchval(
+                    "SELECT id FROM orders_shipment WHERE order_id = $1 LIMIT 1", order_id
+                )
+            finally:
+                await connection.close()
+            await _of_an_order(browser, str(order_id))
+            for text in (str(order_id), str(order_id)[:8], str(parcel_id), number):
+                answer = await browser.get("/find", params={"q": text})
+                assert answer.headers["location"] == f"/orders/{order_id}"
+            for path in (f"/users/{user_id}", f"/sellers/{seller_id}"):
+                answer = await browser.get("/find", params={"q": path.rpartition("/")[2]})
+                assert answer.headers["location"] == path
+                assert f"/orders/{order_id}" in await get(browser, path)
+            assert EN["no_jobs"] in await get(browser, "/jobs")
+            assert running.terminate() == 0
+
+
+async def _with_a_worker(browser: httpx.AsyncClient) -> None:
+    async def well() -> bool:
+        return EN["well"] in await get(browser, "/?part=live")
+
+    await eventually(well, "all is well")
+    lanes = await get(browser, "/lanes")
+    assert "no_workers" not in lanes
+    assert "w@" in lanes
+
+    async def flows() -> bool:
+        return "<polyline" in await get(browser, "/?part=live")
+
+    await eventually(flows, "the flow of the last hour was read")
+    letters = await get(browser, "/dead-letters")
+    path = re.findall(r"/dead-letters/\d+:\d+", letters)[0]
+    letter = await get(browser, path)
+    assert EN["headers"] in letter
+    await get(browser, "/dead-letters/0:999999", 404)
+    hour = re.findall(r"hour=([\dT-]+)", letters)[0]
+    assert path in await get(browser, f"/dead-letters?hour={hour}&hours=1")
+
+
+async def _of_an_order(browser: httpx.AsyncClient, order_id: str) -> None:
+    page = await get(browser, f"/orders/{order_id}")
+    assert "order.created" in page
+    assert EN["money_captured"] in page
+    records = re.findall(rf'href="(/orders/{order_id}/records[^"]*)"', page)[0].replace("&amp;", "&")
+    raw = await get(browser, records)
+    assert "order.created" in raw
+    assert f"&#34;order_id&#34;: &#34;{order_id}&#34;" in raw or order_id in raw
+    assert EN["not_there_then"] in await get(browser, f"/orders/{order_id}?as_of=1999-01-01T00:00:00Z")
+    await get(browser, "/orders/00000000-0000-4000-8000-000000000000", 404)
+
+
+@pytest.fixture
+def nowhere() -> Iterator[int]:
+    """A port where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+async def test_servers_that_are_away_are_said(fresh: Settings, nowhere: int) -> None:
+    without_postgres = fresh.model_copy(
+        update={"postgres": PostgresUrl(f"postgresql://x:y@127.0.0.1:{nowhere}/x"), "postgres_replica": None}
+    )
+    async with opened(without_postgres) as browser:
+        assert "postgres doesn&#39;t answer" in await get(browser, "/")
+        assert str(escape(EN["status_503"])) in await get(browser, "/jobs", 503)
+        await get(browser, "/find?q=0a0a0a0a", 503)
+    async with opened(fresh.model_copy(update={"kafka": f"127.0.0.1:{nowhere}"})) as browser:
+        assert "Kafka doesn&#39;t answer" in await get(browser, "/")
+        assert "Kafka doesn&#39;t answer" in await get(browser, "/dead-letters", 503)
+        await get(browser, "/orders/00000000-0000-4000-8000-000000000000", 404)
+        assert EN["no_jobs"] in await get(browser, "/jobs")

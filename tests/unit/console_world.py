@@ -1,0 +1,194 @@
+"""A console of made-up data: what a test puts into `Made` is what the pages show."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+
+from api.keys import changing, made
+from console.app import create_app
+from console.live import Glance
+from console.sources import Explained, Sources, explained
+from contracts.record_id import RecordId
+from domain.order import Order
+from operations.dead_letters import DeadLetter, Found
+from operations.flow import Point
+from operations.records import Raw, RawRecords
+from operations.status import DeadLetters, LaneStatus, Status
+from queries.documents import (
+    Head,
+    OrderDetails,
+    Orders,
+    Parcel,
+    ParcelDetails,
+    Return,
+    Sold,
+    Suborders,
+    Tracked,
+)
+from queries.errors import NotFound, Unavailable
+from settings import Settings
+from streams.reports import LaneReport, WorkerReport
+from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, at, item_id, line, parcel, payment, returned
+
+NOW: Final = 1_800_000_000.0
+HOSTILE: Final = "\"><script>alert(1)</script><img src=x onerror=alert(2)>&'{{ 7*7 }}"
+ESCAPED: Final = "&lt;script&gt;alert(1)&lt;/script&gt;"
+TIME: Final = "2026-01-01T00:00:00.000000+00:00"
+
+
+def order(text: str = "plain") -> Order:
+    """An order with every kind of fact, free text in each of them that has any."""
+    built = OrderBuilder()
+    built.create(line(1, quantity=3), line(2), region="eu")
+    built.pay("40.00")
+    built.send("payment.failed", 1, payment_id=payment(9), reason=text)
+    built.scan("delivered", items={1: 3}, carrier=text[:60], tracking_number=text[:60], location=text[:60])
+    built.give_back("processed", 1, 3, quantity=1, reason=text, processed_at=at(3), restock=True)
+    return built.settle().order
+
+
+def letter(text: str = "plain", **changes: Any) -> DeadLetter:
+    """A dead letter whose every field is this text."""
+    whole: dict[str, Any] = {
+        "partition": 1,
+        "offset": 7,
+        "reason": text,
+        "detail": f"$.items[0].price: {text}",
+        "time": "2027-01-15T07:30:00.000000+00:00",
+        "record": RecordId(text, 0, 5),
+        "key": text.encode(),
+        "value": b'{"items": [{"price": "x"}], "other": "y"}',
+        "headers": ((text, text.encode()),),
+    }
+    return DeadLetter(**(whole | changes))
+
+
+class Made(Sources):
+    """Answers with `text` in every field that somebody else wrote. `away`: what doesn't answer."""
+
+    def __init__(self, text: str = "plain") -> None:
+        self.settings = Settings()
+        self.text = text
+        self.away: set[str] = set()
+        self.made = order(text)
+        self.letter_ = letter(text)
+        self.hits: list[tuple[str, UUID]] = []
+
+    def _need(self, server: str) -> None:
+        if server in self.away:
+            raise Unavailable(f"{server} doesn't answer")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def glance(self) -> Glance:
+        if "kafka" in self.away:
+            return Glance(None, None, "Kafka doesn't answer")
+        reports = [LaneReport("0", 3, None, None, 4.0, self.text)]
+        worker = WorkerReport(int(NOW * 1000), self.text, 1, self.text, reports, {self.text: 2.0}, self.text)
+        lanes = [
+            LaneStatus(0, self.text, 3, 2.0, 4.0, None, self.text),
+            LaneStatus(1, None, 0, None, None, None, None),
+        ]
+        servers = {"kafka": None, "postgres": self.text, "redis": None}
+        letters = DeadLetters(2, {self.text: 2})
+        status = Status(NOW, 1, [worker], lanes, servers, letters, [self._job()], self.text)
+        return Glance(status, [Point(0, 1.0, 2.0), Point(120, 3.0, 0.0)], None)
+
+    async def order(self, order_id: UUID, at: datetime | None) -> Explained:
+        self._need("kafka")
+        if str(order_id) != ORDER:
+            raise NotFound(f"no fact of order {order_id} is known")
+        return explained(order_id, self.made, at)
+
+    async def rows(self, order_id: UUID) -> OrderDetails:
+        self._need("postgres")
+        parcels = [
+            ParcelDetails(UUID(parcel(1)), UUID(ANNA), "delivered", self.text, self.text, None, TIME, TIME, 1)
+        ]
+        returns = [Return(UUID(returned(1)), UUID(item_id(1)), 1, "processed", None, TIME, TIME, 1)]
+        head = self._head()
+        fields: list[Any] = [getattr(head, name) for name in Head.__slots__]
+        fields += [self.text, "0", "0", [], parcels, returns]
+        fields += [[], [], [], None, None]
+        return OrderDetails(*fields)
+
+    async def records(self, order_id: UUID, since: int, until: int | None) -> RawRecords:
+        self._need("kafka")
+        text = self.text.encode()
+        return RawRecords([Raw("order.paid", 0, 1, 1, ((self.text, text),), text)], 10, whole=False)
+
+    async def user(self, user_id: UUID, *_: Any) -> Orders:
+        self._need("postgres")
+        return Orders([self._head()], self.text)
+
+    async def seller(self, seller_id: UUID, at: str | None) -> Suborders:
+        self._need("postgres")
+        if at == "bad":
+            raise ValueError
+        parcels = [Parcel(UUID(parcel(1)), UUID(ANNA), "delivered", self.text, self.text, None)]
+        live: list[Any] = ["shipped", "1.00", None, "0", "0"] + [1] * (len(Sold.__slots__) - 15)
+        one = Sold(UUID(ANNA), UUID(ORDER), TIME, "shipped", "EUR", 1, "1.00", "0.00", 3, parcels, *live)
+        return Suborders([one], self.text)
+
+    async def letters(self, since: int) -> tuple[list[Found], int]:
+        self._need("kafka")
+        return [(self.letter_, None)], 3
+
+    async def letter(self, partition: int, offset: int) -> Found:
+        self._need("kafka")
+        if offset != self.letter_.offset:
+            raise NotFound(f"no dead letter at {partition}:{offset}")
+        return self.letter_, None
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        self._need("postgres")
+        return [self._job()]
+
+    async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
+        self._need("postgres")
+        return self.hits
+
+    async def beginning_with(self, digits: str) -> list[UUID]:
+        self._need("postgres")
+        return [UUID(ORDER)] if ORDER.startswith(digits) else []
+
+    async def tracked(self, number: str) -> list[Tracked]:
+        self._need("postgres")
+        return []
+
+    def _head(self) -> Head:
+        return Head(UUID(ORDER), UUID(USER), "shipped", "EUR", "40.00", TIME, TIME, 3)
+
+    def _job(self) -> dict[str, Any]:
+        then = datetime(2026, 1, 1, tzinfo=UTC)
+        numbers = {"parts": 4, "parts_sent": 4, "parts_done": 1, "events": 7, "lines": None, "refused": None}
+        return {"job_id": UUID(ORDER), "kind": self.text, "created_at": then, "completed_at": None, **numbers}
+
+
+@asynccontextmanager
+async def console(sources: Made, keys: Path | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser of the console; `keys`: an empty file of named keys."""
+    settings = sources.settings
+    host = "localhost"
+    if keys is not None:
+        keys.write_text("")
+        settings, host = settings.model_copy(update={"api_key_store": keys}), "orders.example"
+    transport = httpx.ASGITransport(create_app(settings, sources), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+        yield client
+
+
+def new_key(store: Path, *scopes: str) -> str:
+    """A key with these scopes, added to the file."""
+    with changing(store) as keys:
+        line_, key = made(f"key-{len(keys)}", scopes)
+        keys.append(line_)
+    return key
