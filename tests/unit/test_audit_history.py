@@ -175,8 +175,10 @@ def scan(minute: int, status: str = "in_transit", name: str = "s", seller: str =
     return fact("shipment.updated", minute, shipment_id=uid(name), seller_id=seller, status=status)
 
 
-def passed(name: str, minute: int = NOW, seller: str | None = ANN, *, final: bool = True) -> Fact:
-    data = {"order_id": ORDER, "deadline": name, "attempt": 1, "final": final}
+def passed(
+    name: str, minute: int = NOW, seller: str | None = ANN, *, final: bool = True, **more: str
+) -> Fact:
+    data = {"order_id": ORDER, "deadline": name, "attempt": 1, "final": final, **more}
     value = json.dumps(data if seller is None else {**data, "seller_id": seller}).encode()
     parsed = parse_decision(value, headers("deadline.passed", time=at(minute)))
     assert isinstance(parsed, Fact)
@@ -189,6 +191,14 @@ def owed(reading: Reading) -> list[tuple[int, str, tuple[tuple[str, int], ...], 
 
 PAID = paid(PAST)
 R, R2 = uid("r"), uid("r2")
+REFUND = fold(taken_over()).made_id("refund:0")
+
+
+def failed(minute: int) -> Fact:
+    return fact("refund.failed", minute, refund_id=REFUND)
+
+
+RETRIED = passed("refund_retry", seller=None, refund_id=REFUND)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +373,37 @@ def test_their_reservations_and_refunds_are_not_ours() -> None:
     assert codes == ["reservation_unknown", "refund_failed"]
 
 
+def test_a_refund_that_failed_in_history_is_as_one_that_nobody_answered() -> None:
+    facts = [taken_over(), PAID, back(NOW), passed("refund", seller=None, refund_id=REFUND)]
+    decisions = [decided(0, 1000, "return", R, units=((A, 0),))]
+
+    def codes(*more: Fact) -> list[str]:
+        return [each.code for each in fold(*facts, *more, decisions=decisions).anomalies()]
+
+    assert codes() == codes(failed(PAST)) == ["refund_unconfirmed"]
+    assert codes(failed(NOW)) == ["refund_failed"]
+    completed = fact("refund.completed", PAST, refund_id=REFUND)
+    assert codes(failed(NOW), completed) == codes(failed(PAST), completed) == []
+
+
+def test_promises_of_history_count() -> None:
+    promised = fact("promise.updated", PAST, seller_id=ANN, ship_by=at(8))
+    reading = fold(taken_over(), PAID, promised, passed("ship", due=at(8)))
+    assert [each.code for each in reading.anomalies()] == ["late_to_ship"]
+    (ann, _) = reading.rows()["orders_suborder"]
+    assert at(8).replace("Z", "+00:00") in ann
+    assert fold(taken_over(), PAID, promised, passed("ship", due=at(7))).late == []
+
+
+def test_history_has_rows_of_suborders_and_payments_and_none_of_refunds() -> None:
+    facts = [PAID, back(PAST), fact("refund.completed", PAST, refund_id=uid("theirs")), granted("1.00", PAST)]
+    plain, taken = fold(fact("order.created", 0, **created(LINES)), *facts), fold(taken_over(), *facts)
+    for table in ("orders_suborder", "orders_payment", "orders_refund"):
+        assert taken.rows()[table] == plain.rows()[table]
+    assert len(taken.rows()["orders_payment"]) == 1
+    assert taken.rows()["orders_refund"] == []
+
+
 def test_history_counts_in_status_and_rows() -> None:
     reading = fold(taken_over(), PAID, scan(6, "delivered"), scan(7, name="t", seller=BOB), back(8))
     assert reading.status() == "shipped"
@@ -484,6 +525,14 @@ def test_which_commits_leave(scans: list[Fact], surely: set[str], possibly: int)
         (taken_over(), [passed("payment", seller=None), passed("release")], []),
         (taken_over(), [taken_over(minute=NOW), passed("stock"), passed("label")], []),
         (taken_over(minute=30), [passed("stock"), passed("label")], []),
+        # Whether it ships is watched, and what failed there isn't asked for again.
+        (taken_over(), [PAID, passed("ship", due=at(NOW)), passed("unshipped", due=at(NOW))], []),
+        (taken_over(), [passed("deliver", due=at(NOW)), RETRIED], ["refund_retry"]),
+        (taken_over(), [failed(PAST), RETRIED], ["refund_retry"]),
+        (taken_over(minute=30), [failed(PAST), RETRIED], ["refund_retry"]),
+        (taken_over(), [failed(NOW), RETRIED], []),
+        (taken_over(), [failed(NOW), failed(PAST), RETRIED], []),
+        (fact("order.created", 0, **created(LINES)), [RETRIED], []),
         (fact("order.created", 0, **created(LINES)), [passed("stock"), passed("label")], []),
     ],
 )
@@ -562,10 +611,13 @@ def record(each: Fact, data: dict[str, Any]) -> Item:
 
 
 def judged(
-    index: Index, records: Sequence[Item], events: Sequence[tuple[str, str, str, str | None]] = ()
+    index: Index,
+    records: Sequence[Item],
+    events: Sequence[tuple[str, str, str, str | None]] = (),
+    **said: Any,
 ) -> list[str]:
     """What is broken about derived events, as they should be. `events`: type, id, cause, attribute history;
-    their data are those that the reading calls for.
+    their data are `said`, or those that the reading calls for.
     """
     findings = Findings(Report("g"), index, 100)
     judge = Judge(Lane(0, None, set(), [], False), index, findings, lambda key: 0)
@@ -573,7 +625,8 @@ def judged(
     assert held is not None
     derived = []
     for n, (type_, made_id, cause, history) in enumerate(events):
-        data = held.reading.possible().get((type_, made_id), {"order_id": ORDER, "seller_id": ANN})
+        other = {"order_id": ORDER, "seller_id": ANN, **said}
+        data = held.reading.possible().get((type_, made_id), other)
         event_id = held.reading.event_id(type_, made_id)
         place, value = (DERIVED.index(type_), 0, n), json.dumps(data).encode()
         derived.append((ORDER.encode(), DERIVED_EVENT, *place, event_id, cause, None, value, history))
@@ -638,6 +691,23 @@ def test_what_history_makes(
     assert [each for each in broken if not each.startswith("return")] == expected
 
 
+@pytest.mark.parametrize("waited", [True, False])
+@pytest.mark.parametrize(("history", "expected"), [(None, []), ("true", [ASKS])])
+def test_what_a_deadline_makes_is_no_history(
+    index: Index, waited: bool, history: str | None, expected: list[str]
+) -> None:
+    """Also where it was read before order.created, which then makes what it calls for."""
+    due = at(20)
+    data = {"deadline": "ship", "attempt": 1, "final": True, "seller_id": ANN, "due": due}
+    records = [BEGUN, PAYMENT, record(passed("ship", due=due), data)]
+    cause = STARTED if waited else f"deadline.passed {NOW}"
+    late = ("suborder.late", f"ship:{ANN}:{due}", cause, history)
+    suborder_id = OWN.made_id(f"suborder:{ANN}")
+    said = {"suborder_id": suborder_id, "what": "ship", "due": due, "units": 3, "version": 3}
+    broken = judged(index, records, [late], **said)
+    assert [each for each in broken if "history" in each or "event" in each] == expected
+
+
 PAYMENT = record(PAID, {"payment_id": uid("p"), "amount": "42.00", "currency": "EUR"})
 
 
@@ -681,7 +751,7 @@ def test_refunds_above_what_the_other_system_left_are_broken(index: Index) -> No
 
 
 @pytest.mark.parametrize(
-    ("begun", "expected"), [(BEGUN, ["no such deadline: the order is history"]), (BEGUN_LIVE, [])]
+    ("begun", "expected"), [(BEGUN, ["no such deadline: another system saw to it"]), (BEGUN_LIVE, [])]
 )
 def test_a_deadline_that_nobody_waits_for_is_broken(index: Index, begun: Item, expected: list[str]) -> None:
     data = {"deadline": "stock", "attempt": 1, "final": False, "seller_id": ANN}

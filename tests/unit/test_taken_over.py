@@ -12,6 +12,7 @@ from contracts import errors, outgoing, times
 from contracts.errors import Refused
 from domain import effects, events
 from domain.deadlines import pending
+from domain.enums import ClosedBecause
 from domain.explain import explain
 from domain.shapes import DeadlinePolicy
 from domain.totals import RunningTotals
@@ -26,13 +27,16 @@ from tests.unit.builders import (
     OrderBuilder,
     at,
     created,
+    day,
     event,
     line,
+    made_id,
     moment,
     payment,
     raw,
     record,
 )
+from tests.unit.test_promises import DAY, HOUR, POLICY, H, Timed, comes_back
 
 CUT = 6
 """The hour of live_from: what happens before it is history."""
@@ -40,7 +44,9 @@ FROM: Data = {"live_from": at(CUT)}
 A = line(1, quantity=3)
 B = (line(1, shipping_amount="2.00"), line(2, BORIS, price="30.00", shipping_amount="3.00"))
 """The two examples of docs/rules.md."""
-COMMANDS = tuple(spec.type for spec in outgoing.DERIVED if spec.type not in outgoing.NOTICES)
+COMMANDS = tuple(
+    spec.type for spec in outgoing.DERIVED if spec.type not in (*outgoing.NOTICES, "suborder.late")
+)
 THEIRS = "dddddddd-0000-4000-8000-00000000000d"
 """An id that the other system made."""
 
@@ -357,6 +363,102 @@ def test_a_cancellation_of_history_is_waited_for_so_that_the_order_ends() -> Non
     assert commands(builder) == []
 
 
+def watched(**settings: int) -> Timed:
+    """An order of history that was paid there, appended ten days later."""
+    builder = Timed(msgspec.structs.replace(POLICY, **settings))
+    builder.clock = 10 * DAY
+    builder.create(line(1, quantity=2), **FROM)
+    builder.clock += HOUR
+    builder.pay("20.00", hour=2)
+    return builder
+
+
+def test_whether_an_order_of_history_ships_is_watched() -> None:
+    builder = watched(label=DAY)
+    builder.stock("reserved", hour=3)
+    assert builder.waits() == {(17 + H, "ship", "anna")}, "no label, which the other system has had"
+    assert commands(builder) == []
+    builder.let_pass("ship")
+    (late,) = builder.published("suborder.late")
+    assert (late["what"], late["units"]) == ("ship", 2)
+    assert marks(builder)[-1] == ("order.status_changed", True), "suborder.late is none of history"
+    assert builder.anomalies == ["late_to_ship"]
+    builder.scan("in_transit", hour=5)
+    assert builder.anomalies == []
+
+
+def test_what_is_never_shipped_of_history_is_asked_back() -> None:
+    builder = watched()
+    builder.let_pass("ship")
+    builder.let_pass("unshipped")
+    assert commands(builder) == ["stock.release"]
+    builder.stock("released", hour=7)
+    assert builder.now.suborders[0].because is ClosedBecause.NOT_SHIPPED
+    assert refunds(builder) == [("20.00", "closed")]
+
+
+def test_promises_of_history_count() -> None:
+    builder = watched()
+    builder.promise(hour=3, ship_by=8, deliver_by=9)
+    assert builder.waits() == {(10 + H, "ship", "anna")}
+    assert builder.now.suborders[0].ship_by == times.parse(at(8), "")
+    builder.send("promise.updated", 7, seller_id=ANNA, ship_by=day(21))
+    assert builder.waits() == {(20, "ship", "anna")}
+    assert commands(builder) == []
+
+
+def test_what_left_in_history_is_waited_for_until_it_is_delivered() -> None:
+    builder = watched()
+    builder.scan("in_transit", hour=3)
+    assert builder.waits() == {(40 + H, "deliver", "anna")}
+    builder.let_pass("deliver")
+    assert len(builder.published("suborder.late")) == 1
+    assert commands(builder) == []
+    assert builder.anomalies == ["late_to_deliver"]
+
+
+def test_a_return_of_history_that_nobody_judges_is_overdue() -> None:
+    builder = watched()
+    builder.scan("delivered", hour=3)
+    builder.give_back("requested", hour=4)
+    assert builder.waits() == {(24 + H, "return", "return")}
+    builder.let_pass("return")
+    assert builder.anomalies == ["return_overdue"]
+    assert commands(builder) == []
+
+
+def test_a_refund_that_failed_in_history_is_not_asked_for_again() -> None:
+    """By a clock that is behind it happened before live_from: it is no answer to what we asked for."""
+    builder = watched(refund=DAY, refund_asks=2)
+    builder.scan("delivered", hour=3)
+    builder.give_back("processed", hour=7, quantity=1)
+    builder.settle()
+    builder.send("refund.failed", 5, refund_id=made_id("refund:0"))
+    assert {what for _, what, _ in builder.waits()} == {"refund"}
+    assert builder.anomalies == []
+    builder.let_pass("refund")
+    builder.let_pass("refund")
+    assert builder.anomalies == ["refund_unconfirmed"]
+    builder.send("refund.failed", 7, refund_id=made_id("refund:0"), attempt=2)
+    assert builder.anomalies == ["refund_failed"]
+    builder.send("refund.completed", 5, refund_id=made_id("refund:0"))
+    assert builder.anomalies == []
+    assert builder.waits() == set()
+
+
+def test_a_deadline_that_waited_for_an_order_of_history_counts() -> None:
+    """It is none of history, nor does it make a notice of what history did one of what is so now."""
+    later = watched()
+    due = later.let_pass("ship")
+    builder = Timed()
+    builder.take(comes_back(due))
+    builder.pay("20.00", hour=2)
+    builder.create(line(1, quantity=2), **FROM)
+    assert len(builder.published("suborder.late")) == 1
+    assert commands(builder) == []
+    assert {history for _, history in marks(builder)} == {True}
+
+
 # -- what the other system paid back -------------------------------------------------------------------------
 
 
@@ -461,6 +563,26 @@ def test_a_refund_is_what_is_left_where_nothing_else_keeps_it_from_being_covered
     builder.give_back("processed", 2, hour=8, quantity=1)
     assert refunds(builder) == [("5.00", "return")]
     assert builder.anomalies == []
+
+
+def test_what_was_paid_back_before_takes_of_the_first_payments() -> None:
+    """The other system's refunds, and a decision of ours that says no payments."""
+    builder = taken(refunded_amount="8.00")
+    builder.pay("10.00", hour=2)
+    builder.pay("20.00", 2, hour=3)
+    builder.take(
+        event(
+            "refund.decided",
+            {"n": 0, "amount": 700, "cause": "return", "cause_id": THEIRS, "units": [], "shipping": []}
+            | {"order_id": ORDER},
+        )
+    )
+    builder.give_back("processed", 1, hour=7, quantity=1)
+    asked = builder.settle().published("refund.request")[-1]
+    assert asked["allocations"] == [{"payment_id": payment(2), "amount": "10.00"}]
+    builder.give_back("processed", 2, hour=8, quantity=1)
+    asked = builder.settle().published("refund.request")[-1]
+    assert (asked["amount"], asked["allocations"]) == ("5.00", [{"payment_id": payment(2), "amount": "5.00"}])
 
 
 def test_grants_of_history_were_the_other_systems() -> None:
