@@ -40,6 +40,7 @@ KINDS: Final = (
     "late_to_deliver",
     "return_overdue",
     "came_back",
+    "refunded_above_history",
 )
 SEPARATOR: Final = "; "
 """Between what a detail says of two subjects."""
@@ -56,6 +57,10 @@ _ANOMALIES: Final = {
     "release_unanswered": ("release_unanswered", "seller {}: the stock was asked back in vain"),
     "label_unscanned": ("label_unscanned", "seller {}: no parcel in transit"),
     "refund_unconfirmed": ("refund_unconfirmed", "refund {}"),
+    "refunded_above_history": (
+        "refunded_above_history",
+        "another system paid back more than it captured",
+    ),
     "return_overdue": ("return_overdue", "return {}: neither processed nor rejected"),
 }
 """Code of the reference -> the kind, and what its detail says with that of the reference."""
@@ -81,7 +86,7 @@ def _said(reading: Reading) -> Iterator[tuple[str, str]]:
             kind, words = _ANOMALIES[anomaly.code]
             yield kind, words.format(anomaly.detail)
     for fact in reading.accepted:
-        if fact.type.startswith("stock."):
+        if fact.type.startswith("stock.") and not reading.live.is_history(fact):
             seller, named = fact.content["seller_id"], fact.content["reservation_id"]
             if named != reading.made_id(f"reservation:{seller}"):
                 yield "reservation_unknown", f"seller {seller}: reservation {named} is not ours"
@@ -117,7 +122,11 @@ def _about_refunds(reading: Reading) -> Iterator[tuple[str, str]]:
     if reading.refunded > reading.captured:
         yield "refund_above_captured", "decided above what was captured"
     ours = {reading.made_id(f"refund:{decision.n}") for decision in reading.decisions}
-    replies = [fact for fact in reading.accepted if fact.type in ("refund.completed", "refund.failed")]
+    replies = [
+        fact
+        for fact in reading.accepted
+        if fact.type in ("refund.completed", "refund.failed") and not reading.live.is_history(fact)
+    ]
     for refund_id in {fact.content["refund_id"] for fact in replies} - ours:
         yield "refund_unknown", f"refund {refund_id} is not ours"
     completed = Counter(fact.content["refund_id"] for fact in replies if fact.type == "refund.completed")

@@ -47,6 +47,7 @@ AttentionText = Literal[
     "refund_paid_twice",
     "refund_unconfirmed",
     "refund_unknown",
+    "refunded_above_history",
 ]
 """What a person should look at, of an order."""
 LatenessText = Literal["ship", "deliver"]

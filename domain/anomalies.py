@@ -12,10 +12,11 @@ from typing import Final, NamedTuple, get_args
 from contracts import ids, times
 from contracts.statuses import AttentionText
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus
-from domain.order import Order
+from domain.order import Created, Order
 from domain.promises import Promises
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
+from domain.taken_over import is_answer, is_history
 from domain.totals import RunningTotals
 
 KINDS: Final[tuple[AttentionText, ...]] = get_args(AttentionText)
@@ -50,7 +51,8 @@ def found(
     `now` and `totals`: those of the order, if they are at hand. Of an order without any it looks at little:
     this is asked with every event.
     """
-    if order.created is None:
+    created = order.created
+    if created is None:
         return []
     if totals is None:
         totals = RunningTotals(order)
@@ -60,14 +62,19 @@ def found(
     if now.captured > now.total:
         numbers = {"captured": now.captured, "total": now.total}
         some.append(Anomaly("overpaid", "captured above the order's total", None, numbers))
+    history, before = totals.history, created.refunded_amount
+    if history is not None and before is not None and before > history.captured:
+        numbers = {"refunded": before, "captured": history.captured}
+        detail = "another system paid back more than it captured"
+        some.append(Anomaly("refunded_above_history", detail, None, numbers))
     if totals.claimed or totals.returned:
         _about_units(some, now, totals)
     if order.stock:
-        _reservations(some, order, order_id)
+        _reservations(some, order, created, order_id)
     if order.refunds:
-        _replies(some, order, order_id)
+        _replies(some, order, created, order_id)
     if order.deadlines:
-        some += _silences(order, now)
+        some += _silences(order, created, now)
     if order.lapses:
         some += _lateness(order, now, totals)
     if order.decisions or order.grants or totals.gone or totals.returned:
@@ -96,27 +103,31 @@ def _about_units(some: list[Anomaly], now: OrderView, totals: RunningTotals) -> 
             some.append(Anomaly("came_back", detail, line.item_id, numbers))
 
 
-def _reservations(some: list[Anomaly], order: Order, order_id: bytes) -> None:
+def _reservations(some: list[Anomaly], order: Order, created: Created, order_id: bytes) -> None:
     """Replies of the inventory that name a reservation that the pipeline didn't make."""
     for reply in order.stock:
-        if not reply.refused and reply.reservation_id != ids.uuid5(
-            order_id, f"reservation:{ids.text(reply.seller_id)}"
+        if (
+            not reply.refused
+            and not is_history(created, reply)
+            and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}")
         ):
             seller, named = ids.text(reply.seller_id), ids.text(reply.reservation_id)
             detail = f"seller {seller}: reservation {named} is not ours"
             some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
 
 
-def _replies(some: list[Anomaly], order: Order, order_id: bytes) -> None:
+def _replies(some: list[Anomaly], order: Order, created: Created, order_id: bytes) -> None:
     """Refunds that failed, that were paid twice, and that the pipeline didn't decide."""
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     paid: dict[bytes, int] = {}
-    for refund in order.refunds:
+    completed = {refund.refund_id for refund in order.refunds if not refund.failed}
+    replies = [refund for refund in order.refunds if not is_history(created, refund)]
+    for refund in replies:
         if not refund.failed:
             paid[refund.refund_id] = paid.get(refund.refund_id, 0) + 1
-    for refund in order.refunds:
+    for refund in replies:
         name, times_paid = f"refund {ids.text(refund.refund_id)}", paid.get(refund.refund_id, 0)
-        if refund.failed and not times_paid:
+        if refund.failed and refund.refund_id not in completed:
             some.append(Anomaly("refund_failed", name, refund.refund_id))
         if times_paid > 1 and not refund.failed:
             numbers = {"attempts": times_paid}
@@ -126,7 +137,7 @@ def _replies(some: list[Anomaly], order: Order, order_id: bytes) -> None:
             some.append(Anomaly("refund_unknown", f"{name} is not ours", refund.refund_id))
 
 
-def _silences(order: Order, now: OrderView) -> list[Anomaly]:
+def _silences(order: Order, created: Created, now: OrderView) -> list[Anomaly]:
     """What was asked for until nobody asked any longer, and never answered."""
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
@@ -141,7 +152,7 @@ def _silences(order: Order, now: OrderView) -> list[Anomaly]:
         if (DeadlineKind.LABEL, seller_id) in given_up and suborder.live and seller_id not in moved:
             detail = f"{seller}: no parcel in transit since its label was asked for"
             some.append(Anomaly("label_unscanned", detail, seller_id))
-    replied = {refund.refund_id for refund in order.refunds}
+    replied = {refund.refund_id for refund in order.refunds if is_answer(created, refund)}
     for what, subject in given_up:
         if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
             some.append(Anomaly("refund_unconfirmed", f"refund {ids.text(subject)}", subject))
