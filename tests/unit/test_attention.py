@@ -5,6 +5,9 @@ tests/property/test_attention.py compares all of it with the order as of every t
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+from contracts import times
 from domain.attention import MOST_TOLD, _told, attention_rows, holding, kept, renew
 from domain.rows import fact_times
 from operations.changelog import same
@@ -13,12 +16,12 @@ from settings import Settings
 from sinks.rows import RowBatch
 from streams.folder import BatchFolder
 from tables import codec
-from tests.unit.builders import ANNA, ORDER, OrderBuilder, item_id, line, moment, quantities, raw
+from tests.unit.builders import ANNA, ORDER, OrderBuilder, item_id, line, moment, payment, quantities, raw
 
 
 def events(builder: OrderBuilder) -> list[tuple[str, str, str, int]]:
-    told = builder.published("order.attention")
-    return [(each["kind"], each["state"], each["since"], each["version"]) for each in told]
+    left = builder.published("order.attention")
+    return [(each["kind"], each["state"], each["since"], each["version"]) for each in left]
 
 
 def overpaid() -> OrderBuilder:
@@ -117,3 +120,14 @@ def test_what_was_cleared_stays_when_it_is_looked_at_again() -> None:
     assert codec.encode(builder.order) == before
     batch = RowBatch(attention=attention_rows(ORDER, raw(ORDER), builder.order, *fact_times(builder.order)))
     assert len(batch.of({ORDER}).attention) == len(batch.last_of_each().attention) == 1
+
+
+def test_what_a_worker_of_an_earlier_version_took_in_counts_with_the_next_event() -> None:
+    builder = overpaid()
+    with patch("domain.fold.attend"):  # it keeps what the state says, and looks at nothing
+        builder.pay("5.00", 3, hour=11)
+    (noted,) = builder.order.attention
+    assert times.text(noted.since) == moment(12)
+    builder.send("payment.failed", 13, payment_id=payment(4), reason="declined")
+    (noted,) = builder.order.attention
+    assert times.text(noted.since) == moment(11)

@@ -254,6 +254,7 @@ def test_a_seller_sees_its_part_without_money() -> None:
         "money",
         "refunds",
         "anomalies",
+        "attention",
         "cart_id",
         "checkout_id",
     }
