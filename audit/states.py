@@ -28,6 +28,9 @@ ADDED: Final[dict[str, Any]] = {
     "promises": [],
     "lapses": [],
     "left": [],
+    # What was told: what holds is in the rows and follows from the facts.
+    "attention": [],
+    "attended": 0,
 }
 """Elements that came later, in their order, and what a state from before them says.
 A new one is added at the end.

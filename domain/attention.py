@@ -141,6 +141,19 @@ def _sum_of_times(order: Order) -> int:
     return total & _SUM or 1
 
 
+def _latest(order: Order) -> int:
+    """The latest time of all."""
+    assert order.created is not None
+    latest = order.created.time
+    for field in FACT_FIELDS:
+        for fact in getattr(order, field):
+            if fact.time > latest:
+                latest = fact.time
+    for decision in order.decisions:
+        latest = max(latest, decision.time)
+    return latest
+
+
 def _since(order: Order, order_id: bytes, kinds: Mapping[str, str], changed: int) -> dict[str, int]:
     known: dict[str, int | None] = dict.fromkeys(kinds)
     # A version that doesn't know of attention may have taken in facts meanwhile: then what was noted isn't
@@ -149,6 +162,9 @@ def _since(order: Order, order_id: bytes, kinds: Mapping[str, str], changed: int
         for each in order.attention:
             if each.cleared_at is None and each.kind in known:
                 known[each.kind] = each.since
+        stay = {kind: since for kind, since in known.items() if since is not None and since < changed}
+        if len(stay) == len(known) and _latest(order) <= changed:
+            return stay  # as nearly always: as of all times before this event nothing is otherwise
     return _look_back(order, order_id, known, changed)
 
 

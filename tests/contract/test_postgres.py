@@ -226,7 +226,7 @@ async def test_a_statement_that_takes_too_long_is_given_up_whole(postgres: Postg
             with pytest.raises(asyncpg.QueryCanceledError):
                 await impatient.write(postgres.batch([ORDER, Order("b", 1)]))
             assert await postgres.content() == before
-        assert await impatient.write(postgres.batch([ORDER, Order("b", 1)])) == 9
+        assert await impatient.write(postgres.batch([ORDER, Order("b", 1)])) == 10
     finally:
         await blocker.close()
         await impatient.close()

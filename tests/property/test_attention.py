@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,6 +113,7 @@ def test_any_order_and_repetition_ends_the_same(history: list[Event], random: An
     assert other.attended == run.order.attended
 
 
+@pytest.mark.source
 @MANY
 @given(histories, RANDOMS, st.integers(0, 20))
 def test_what_an_earlier_version_took_in_is_looked_at_again(

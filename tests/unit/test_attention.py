@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import pytest
+
 from contracts import times
 from domain.attention import MOST_TOLD, _told, attention_rows, holding, kept, renew
 from domain.rows import fact_times
@@ -122,6 +124,7 @@ def test_what_was_cleared_stays_when_it_is_looked_at_again() -> None:
     assert len(batch.of({ORDER}).attention) == len(batch.last_of_each().attention) == 1
 
 
+@pytest.mark.source
 def test_what_a_worker_of_an_earlier_version_took_in_counts_with_the_next_event() -> None:
     builder = overpaid()
     with patch("domain.fold.attend"):  # it keeps what the state says, and looks at nothing
