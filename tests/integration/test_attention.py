@@ -94,8 +94,8 @@ async def test_orders_by_what_holds_over_http(filled: Settings, tmp_path: Path) 
     store = tmp_path / "keys"
     async with served(filled, store) as client:
         headers = {"Authorization": f"Bearer {new_key(store, 'all')}"}
-        found = [each async for each in pages(client, headers)]
-        assert found == [str(order_id(n)) for n in reversed(range(0, COUNT, 3))]
+        listed = [each async for each in pages(client, headers)]
+        assert listed == [str(order_id(n)) for n in reversed(range(0, COUNT, 3))]
         details = (await client.get(f"/orders/{order_id(1)}/explain", headers=headers)).json()
         assert [(each["kind"], each["cleared_at"] is None) for each in details["attention"]] == [
             ("late_to_ship", True),
