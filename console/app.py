@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,10 +23,11 @@ from console import letter_view, order_view
 from console.access import Visitor, only, visitor
 from console.find import look_for
 from console.glance_view import overview_of
-from console.pages import HEADERS, NOBODY, address, page
+from console.pages import HEADERS, NOBODY, address, download, page
 from console.parameters import Invalid, choice, moment_of, number_of, uuid_of
-from console.sources import LETTERS, Sources
+from console.sources import LETTERS, MOST_EXPORTED, Sources
 from console.texts import EN, text
+from console.worklists import AGES, WORKLISTS, as_csv, asked_for, cells
 from contracts import times
 from contracts.errors import REASONS
 from contracts.statuses import OrderStatusText
@@ -72,6 +76,7 @@ def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
     _show_dead_letters(app, reads)
     _show_an_order(app, reads)
     _show_lists(app, reads)
+    _show_work(app, reads)
     _show_what_is_found(app, reads)
     return app
 
@@ -251,6 +256,42 @@ def _show_lists(app: FastAPI, reads: Sources) -> None:
         except ValueError:
             raise Invalid(text("bad_cursor")) from None
         return page(request, "seller", seen_by, {"id": seller_id, "suborders": suborders, "cursor": at})
+
+
+def _show_work(app: FastAPI, reads: Sources) -> None:
+    @app.get("/work/{name}")
+    async def work(request: Request, seen_by: Seen, name: str) -> Response:
+        of = WORKLISTS.get(name)
+        if of is None:
+            raise NotFound(text("no_page"))
+        now = datetime.now(UTC)
+        given, filters = asked_for(request, of, now)
+        personal = seen_by.role.personal
+        if choice(request, "format", ("csv",)):
+            everything = await reads.all_waiting(of, filters)
+            if everything is None:
+                raise Invalid(text("too_many_rows", most=MOST_EXPORTED))
+            return download(as_csv(of, everything, personal=personal), f"{name}-{now:%Y%m%dT%H%M%SZ}.csv")
+        at = request.query_params.get("cursor") or None
+        try:
+            shown = await reads.waiting(of, filters, at)
+        except ValueError:
+            raise Invalid(text("bad_cursor")) from None
+        values = {
+            "name": name,
+            "tabs": WORKLISTS,
+            "headings": [text(column.name) for column in of.columns],
+            "right": [n for n, column in enumerate(of.columns) if column.kind in ("number", "money")],
+            "rows": [cells(of, row, personal=personal) for row in shown.rows],
+            "next": shown.next,
+            "cursor": at,
+            "filters": defaultdict(str, given),
+            "choices": of.choices,
+            "ages": AGES,
+            "fields": (*of.ids, *of.texts),
+            "link": partial(address, request.url.path, **given),
+        }
+        return page(request, "work", seen_by, values)
 
 
 def _show_what_is_found(app: FastAPI, reads: Sources) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 from fastapi import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from console.access import Role, Visitor
 from console.texts import text
@@ -99,11 +99,27 @@ def page(
         role=text(f"role_{seen_by.role.name.lower()}"),
         personal=seen_by.role.personal,
         path=request.url.path,
+        pages=PAGES,
         looked_for=request.query_params.get("q", ""),
         **values,
     )
     return HTMLResponse(html, status, headers=dict(HEADERS))
 
+
+def download(text: str, name: str) -> Response:
+    """A file of CSV. `name`: of the file; letters, digits, dots and dashes."""
+    headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+PAGES: Final = (
+    ("/", "overview"),
+    ("/lanes", "lanes"),
+    ("/work/late", "work"),
+    ("/dead-letters", "dead_letters"),
+    ("/jobs", "jobs"),
+)
+"""Addresses that every page leads to, and the names of their texts."""
 
 NOBODY: Final = Visitor("", Role.VIEWER)
 """Whoever isn't admitted."""

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from console.live import Glance, Live
 from console.texts import text
+from console.worklists import Worklist
 from domain.asof import as_of
 from domain.explain import explain
 from domain.order import Order
@@ -26,6 +27,7 @@ from queries.errors import NotFound, Unavailable
 from queries.keyset import Position, micros
 from queries.reader import Reader
 from queries.state import States
+from queries.worklists import Filters, Page, Place, page
 from settings import Settings
 from sinks.bulk import BulkJobs
 
@@ -36,6 +38,10 @@ LETTER_SECONDS: Final = 20.0
 RECORD_SECONDS: Final = 5.0
 PAGE: Final = 50
 """Rows of a list."""
+EXPORTED: Final = 10_000
+"""Rows that are read at once for a file."""
+MOST_EXPORTED: Final = 100_000
+"""Rows of a file."""
 
 _details: Final = msgspec.json.Decoder(OrderDetails).decode
 _orders: Final = msgspec.json.Decoder(Orders).decode
@@ -110,6 +116,24 @@ class Sources:
         """A page of a seller's suborders. Raises ValueError for a cursor that is none."""
         after = None if at is None else Position.parse(at)
         return _suborders((await self._reader.suborders(seller_id, PAGE, after=after)).body)
+
+    async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = PAGE) -> Page[Any]:
+        """A page of a list of what waits. Raises ValueError for a cursor that is none."""
+        after = None if at is None else Place.parse(at)
+        rows = await self._reader.waiting(of.query(filters, after, most + 1))
+        return page([of.row(row) for row in rows], most)
+
+    async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
+        """All of a list of what waits; None: it is longer than MOST_EXPORTED. Blocks for a while."""
+        rows: list[Any] = []
+        at: str | None = None
+        while len(rows) <= MOST_EXPORTED:
+            part = await self.waiting(of, filters, at, EXPORTED)
+            rows += part.rows
+            at = part.next
+            if at is None:
+                return rows
+        return None
 
     async def letters(self, since: int) -> tuple[list[Found], int]:
         """The dead letters of a time (ms since 1970) or later, and how many more there are. Blocks."""

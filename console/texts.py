@@ -14,8 +14,9 @@ EN: Final = {
     "dead_letters": "Dead letters",
     "jobs": "Bulk jobs",
     "find": "Find",
-    "find_what": "Order, user, seller, parcel or tracking number",
-    "find_hint": "An id, the first 8 characters of an order's id, or a tracking number",
+    "find_what": "Order, payment, refund, parcel, tracking number ...",
+    "find_hint": "An id of an order, checkout, cart, payment, refund, parcel, return, item, user or seller;"
+    " the first 8 characters of an order's id; a tracking number",
     "visitor": "{name}, {role}",
     "nobody": "Without keys, on this machine only",
     "role_viewer": "viewer",
@@ -211,6 +212,28 @@ EN: Final = {
     "raw_state": "Its explanation as JSON",
     "facts_away": "Its facts can't be read: {why}. Below is what cache and rows have of it.",
     "updated": "Updated",
+    # -- what waits for somebody -----------------------------------------------------------------------------
+    "work": "Work",
+    "work_late": "Late sellers",
+    "work_refunds": "Refunds not paid",
+    "work_returns": "Returns that wait",
+    "work_means_late": "Parts of orders that aren't in transit, or not delivered, when it was promised; those"
+    " that are late for the longest first.",
+    "work_means_refunds": "Refunds that failed or wait for the payment service's answer, the oldest first.",
+    "work_means_returns": "Returns that were asked for and are neither processed nor rejected, the oldest"
+    " first.",
+    "work_none": "Nothing waits that is like that. Change the filters to see more.",
+    "work_days": "Waits for more than",
+    "days": "{n} days",
+    "as_csv": "Export as CSV",
+    "too_many_rows": "a file holds {most} rows at most, and this list has more: choose filters",
+    "since": "Since",
+    "units_live": "Live",
+    "ship_by": "Ship by",
+    "deliver_by": "Deliver by",
+    "currency": "Currency",
+    "attempt": "Attempt",
+    "seller_id": "Seller",
     # -- records ---------------------------------------------------------------------------------------------
     "records": "Records of order {id}",
     "records_back": "The order",
@@ -233,12 +256,17 @@ EN: Final = {
     "found_parcel": "Parcel of order {id}",
     "found_return": "Return of order {id}",
     "found_item": "Item of order {id}",
+    "found_payment": "Payment of order {id}",
+    "found_refund": "Refund of order {id}",
+    "found_checkout": "Checkout of order {id}",
+    "found_cart": "Cart that became order {id}",
     "found_tracking": "Parcel {parcel} of order {id}",
     "find_nothing": "Nothing is known as {text}.",
-    "find_empty": "Give an id, the first 8 characters of an order's id, or a tracking number.",
+    "find_empty": "Give an id (of an order, checkout, cart, payment, refund, parcel, return, item, user or"
+    " seller), the first 8 characters of an order's id, or a tracking number.",
     "find_order_anyway": "If it is an order of which only other facts are known, it is here:",
-    "find_not": "Payments, refunds, reservations and checkouts are in no row, so they can't be found by their"
-    " ids. Look for the order, the user, the parcel or the seller, and open the order.",
+    "find_not": "Reservations and grants are in no row, so they can't be found by their ids. Look for the"
+    " order, the user, the parcel or the seller, and open the order.",
     "find_prefix": "Of an order's id at least the first 8 characters are needed.",
     # -- what went wrong -------------------------------------------------------------------------------------
     "sign_in": "This console asks for a key: any name, and the key as the password. orders keys add makes one"

@@ -15,6 +15,7 @@ from api.keys import changing, made
 from console.app import create_app
 from console.live import Glance
 from console.sources import Explained, Sources, explained
+from console.worklists import Worklist
 from contracts.record_id import RecordId
 from domain.order import Order
 from operations.dead_letters import DeadLetter, Found
@@ -33,6 +34,7 @@ from queries.documents import (
     Tracked,
 )
 from queries.errors import NotFound, Unavailable
+from queries.worklists import Filters, LateSuborder, Page, WaitingRefund, WaitingReturn
 from settings import Settings
 from streams.reports import LaneReport, WorkerReport
 from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, at, item_id, line, parcel, payment, returned
@@ -80,6 +82,8 @@ class Made(Sources):
         self.made = order(text)
         self.letter_ = letter(text)
         self.hits: list[tuple[str, UUID]] = []
+        self.too_many = False
+        self.asked: dict[str, Any] = {}
 
     def _need(self, server: str) -> None:
         if server in self.away:
@@ -147,6 +151,28 @@ class Made(Sources):
         if offset != self.letter_.offset:
             raise NotFound(f"no dead letter at {partition}:{offset}")
         return self.letter_, None
+
+    async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = 50) -> Page[Any]:
+        self._need("postgres")
+        if at == "bad":
+            raise ValueError
+        self.asked = dict(filters)
+        return Page([self.waits(of)], None if at else "more")
+
+    async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
+        self._need("postgres")
+        return None if self.too_many else [self.waits(of)]
+
+    def waits(self, of: Worklist) -> Any:
+        """A row of a list of what waits."""
+        then, ids = datetime(2026, 1, 1, tzinfo=UTC), (UUID(ORDER), UUID(item_id(1)))
+        if of.name == "late":
+            units: list[Any] = [3, 1, 0, then, None, "40.00", "EUR"]
+            return LateSuborder(then, *ids, UUID(ANNA), self.text, "confirmed", *units)
+        if of.name == "refunds":
+            cause: list[Any] = ["return", UUID(returned(1)), 2, "10.00", "EUR", self.text]
+            return WaitingRefund(then, *ids, self.text, "failed", *cause)
+        return WaitingReturn(then, *ids, self.text, UUID(item_id(1)), 2, self.text)
 
     async def jobs(self) -> list[dict[str, Any]]:
         self._need("postgres")

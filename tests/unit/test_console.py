@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +21,9 @@ from console.access import Role, key_of, role_of
 from console.plot import HEIGHT, plot
 from console.sources import explained
 from console.texts import EN
+from console.worklists import WORKLISTS, as_csv
 from operations.flow import points
+from queries.worklists import WaitingReturn
 from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, line
 from tests.unit.console_world import ESCAPED, HOSTILE, Made, console, letter, new_key, order
 
@@ -38,6 +43,9 @@ PAGES: Final = (
     f"/orders/{ORDER}/records",
     f"/users/{USER}",
     f"/sellers/{ANNA}",
+    "/work/late",
+    "/work/refunds?status=failed&days=7",
+    "/work/returns?region=eu&cursor=x",
 )
 
 
@@ -201,6 +209,63 @@ async def test_letters_are_filtered_by_the_address() -> None:
     assert EN["no_letters"] in miss.text
 
 
+# -- what waits for somebody ---------------------------------------------------------------------------------
+
+
+async def test_filters_of_a_list_are_in_its_address_and_its_links() -> None:
+    shows = Made()
+    async with console(shows) as browser:
+        given = {"seller_id": ANNA, "days": "3", "region": "a&b"}
+        page = (await browser.get("/work/late", params=given)).text
+        asked = shows.asked
+        wrong = [
+            await browser.get(f"/work/{path}")
+            for path in ("late?seller_id=x", "refunds?status=new", "returns?days=2", "late?cursor=bad")
+        ]
+        missing = await browser.get("/work/other")
+    assert asked["seller_id"] == UUID(ANNA)
+    assert asked["region"] == "a&b"
+    days = (datetime.now(UTC) - asked["before"]).total_seconds() / 86400
+    assert 3 <= days < 3.01
+    links = [tag[1]["href"] or "" for tag in Tags(page).tags if "cursor=" in (tag[1].get("href") or "")]
+    assert links == [f"/work/late?days=3&seller_id={ANNA}&region=a%26b&cursor=more"]
+    assert {each.status_code for each in wrong} == {422}
+    assert missing.status_code == 404
+
+
+@pytest.mark.parametrize("name", WORKLISTS)
+async def test_a_list_is_a_file_too(name: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    shows = Made("=1+1")
+    async with console(shows, keys) as browser:
+        support = {"Authorization": f"Bearer {new_key(keys, 'all')}"}
+        viewer = {"Authorization": f"Bearer {new_key(keys, 'view')}"}
+        answer = await browser.get(f"/work/{name}?format=csv", headers=support)
+        masked = await browser.get(f"/work/{name}?format=csv", headers=viewer)
+        shows.too_many = True
+        more = await browser.get(f"/work/{name}?format=csv", headers=support)
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"].startswith(f'attachment; filename="{name}-')
+    head, row = csv.reader(io.StringIO(answer.text))
+    cells = dict(zip(head, row, strict=True))
+    assert cells["order"] == ORDER
+    assert cells["since"] == "2026-01-01T00:00:00Z"
+    assert cells["region"] == "'=1+1"
+    if "reason" in cells:
+        assert cells["reason"] == "'=1+1"
+        assert masked.text.count("=1+1") == 1
+    assert more.status_code == 422
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", " =1", "\t=1", "\r=1", "\n1", "\ty"])
+def test_cells_of_a_file_are_no_formulas(text: str) -> None:
+    row = WaitingReturn(datetime(2026, 1, 1, tzinfo=UTC), UUID(ORDER), UUID(ANNA), text, UUID(ANNA), 1, "ok")
+    head, cells = csv.reader(io.StringIO(as_csv(WORKLISTS["returns"], [row], personal=True), newline=""))
+    shown = dict(zip(head, cells, strict=True))
+    assert shown["region"] == f"'{text}"
+    assert shown["reason"] == "ok"
+
+
 # -- who sees what -------------------------------------------------------------------------------------------
 
 
@@ -289,6 +354,10 @@ async def test_what_is_found_leads_there_and_what_is_not_is_said() -> None:
         whole = await browser.get("/find", params={"q": f" {ORDER[:8]} "})
         shows.hits = [("parcel", UUID(ORDER))]
         by_parcel = await browser.get("/find", params={"q": USER})
+        for kind in ("payment", "refund", "checkout", "cart", "return", "item"):
+            shows.hits = [(kind, UUID(ORDER))]
+            found = await browser.get("/find", params={"q": USER})
+            assert found.headers["location"] == f"/orders/{ORDER}"
         shows.hits = [("user", UUID(USER)), ("seller", UUID(USER))]
         several = await browser.get("/find", params={"q": USER})
         shows.hits = []
