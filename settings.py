@@ -6,6 +6,7 @@ The description of a setting gives its unit and the reason for its default.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -24,6 +25,8 @@ from domain.shapes import DeadlinePolicy
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
+LEAST_SECRET: Final = 32
+"""Characters of a secret that signs: nobody guesses it."""
 LEAST_RATE: Final = 0.001
 """Requests a second of a key whose rate is bounded: one in a quarter of an hour."""
 
@@ -575,6 +578,63 @@ class Settings(BaseSettings):
             " one admits nobody."
         ),
     )
+
+    # -- the console (docs/how-to/use-the-console.md) --------------------------------------------------------
+    console_secret: Secret = Field(
+        Secret(""),
+        description=(
+            "What `orders console` signs its sessions with: the same for all of its processes. Empty: each"
+            " process makes one, and a restart ends all sessions."
+        ),
+    )
+    console_secret_file: Path | None = Field(
+        None, description="File that holds it, instead of ORDERS_CONSOLE_SECRET: read again for each request."
+    )
+    console_idle: int = Field(
+        3600,
+        ge=60,
+        le=604_800,
+        description="Seconds after which a session of the console ends that nobody uses.",
+    )
+    console_session: int = Field(
+        43_200,
+        ge=60,
+        le=2_592_000,
+        description="Seconds after which a session of the console ends, however much it is used.",
+    )
+    console_proxy_user: str = Field(
+        "",
+        description=(
+            "Header in which a proxy that logs people in names them to the console, such as"
+            " X-Forwarded-Email. Empty: no proxy is believed."
+        ),
+    )
+    console_proxy_groups: str = Field(
+        "X-Forwarded-Groups", description="Header in which it names their groups, separated by commas."
+    )
+    console_proxy_viewers: str = Field("", description="Groups, separated by commas, that are viewers.")
+    console_proxy_support: str = Field("", description="Groups, separated by commas, that are support.")
+    console_proxy_operators: str = Field("", description="Groups, separated by commas, that are operators.")
+    console_proxy_addresses: str = Field(
+        "",
+        description=(
+            "Addresses or networks, separated by commas, from which alone the proxy's headers are believed,"
+            " such as 10.0.0.5,fd00::/64."
+        ),
+    )
+    console_proxy_secret: Secret = Field(
+        Secret(""),
+        description=(
+            "What the proxy shows in the header X-Orders-Proxy-Secret. This, the addresses or both must be"
+            " set for a proxy to be believed."
+        ),
+    )
+    console_proxy_secret_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds it, instead of ORDERS_CONSOLE_PROXY_SECRET: read again for each request."
+        ),
+    )
     read_pool: int = Field(
         8,
         ge=1,
@@ -645,6 +705,25 @@ class Settings(BaseSettings):
         _check_keys(value.get_secret_value())
         return value
 
+    @field_validator("console_secret", "console_proxy_secret")
+    @classmethod
+    def _long(cls, value: Secret) -> Secret:
+        _check_long(value.get_secret_value())
+        return value
+
+    @field_validator("console_proxy_user", "console_proxy_groups")
+    @classmethod
+    def _header(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", value):
+            raise ValueError("must be the name of a header: letters, digits and dashes")
+        return value
+
+    @field_validator("console_proxy_addresses")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        _networks(value)
+        return value
+
     @field_validator("kafka_oauth_token_command")
     @classmethod
     def _token_command(cls, value: Secret) -> Secret:
@@ -687,6 +766,23 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return self
 
+    @model_validator(mode="after")
+    def _proxy(self) -> Self:
+        """Whoever may send the headers of a proxy is known, and so is who comes in by them."""
+        if not self.console_proxy_user:
+            return self
+        if not self.console_proxy_addresses and not self.console_proxy_secret.get_secret_value():
+            raise ValueError(
+                "ORDERS_CONSOLE_PROXY_USER is set, so ORDERS_CONSOLE_PROXY_ADDRESSES or"
+                " ORDERS_CONSOLE_PROXY_SECRET must be: else anybody could send that header"
+            )
+        if not (self.console_proxy_viewers or self.console_proxy_support or self.console_proxy_operators):
+            raise ValueError(
+                "ORDERS_CONSOLE_PROXY_USER is set, so ORDERS_CONSOLE_PROXY_VIEWERS, _SUPPORT or _OPERATORS"
+                " must name a group"
+            )
+        return self
+
     @field_validator("redis_prefix")
     @classmethod
     def _no_key_of_ours(cls, value: str) -> str:
@@ -714,6 +810,11 @@ class Settings(BaseSettings):
     def bearer_keys(self) -> list[str]:
         """The keys of api_keys."""
         return [key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip()]
+
+    @property
+    def proxy_networks(self) -> list[Network]:
+        """Those of console_proxy_addresses."""
+        return _networks(self.console_proxy_addresses)
 
     @property
     def brokers(self) -> list[str]:
@@ -767,11 +868,26 @@ class Settings(BaseSettings):
         return f"{self.group}-state-changelog"
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _networks(text: str) -> list[Network]:
+    try:
+        return [ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error}; write addresses or networks such as 10.0.0.5,fd00::/64") from None
+
+
 def _check_keys(text: str) -> None:
     if any(not _KEY.fullmatch(key.strip()) for key in text.split(",") if key.strip()):
         raise ValueError(
             "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
         )
+
+
+def _check_long(text: str) -> None:
+    if text and len(text) < LEAST_SECRET:
+        raise ValueError(f"has fewer than {LEAST_SECRET} characters; make one with: openssl rand -hex 32")
 
 
 SECRET_FILES: Final[dict[str, tuple[type[Secret], Callable[[str], object] | None]]] = {
@@ -781,6 +897,8 @@ SECRET_FILES: Final[dict[str, tuple[type[Secret], Callable[[str], object] | None
     "postgres_replica": (PostgresUrl, None),
     "redis": (RedisUrl, None),
     "api_keys": (Secret, _check_keys),
+    "console_secret": (Secret, _check_long),
+    "console_proxy_secret": (Secret, _check_long),
 }
 """Secrets that may lie in a file, which ORDERS_<NAME>_FILE names: how each is kept, and what it must be."""
 

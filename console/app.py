@@ -19,12 +19,12 @@ from starlette.staticfiles import StaticFiles
 
 from api.access import Access
 from api.requests import Requests
-from console import letter_view, order_view
-from console.access import Visitor, only, visitor
+from console import forms, letter_view, order_view
+from console.access import Door, Visitor, only, visitor
 from console.find import look_for
 from console.glance_view import overview_of
 from console.pages import HEADERS, NOBODY, address, download, page
-from console.parameters import Invalid, choice, moment_of, number_of, uuid_of
+from console.parameters import Invalid, choice, moment_of, number_of, own_path, uuid_of
 from console.sources import LETTERS, MOST_EXPORTED, Sources
 from console.texts import EN, text
 from console.worklists import AGES, WORKLISTS, as_csv, asked_for, cells
@@ -69,9 +69,11 @@ def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.access = access
-    app.add_middleware(Requests, only_loopback=access.anybody, logged=settings.api_access_log)
+    app.state.door = door = Door(settings, access)
+    app.add_middleware(Requests, only_loopback=door.open, logged=settings.api_access_log)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     _install_errors(app)
+    _let_in(app, door)
     _show_the_system(app, reads)
     _show_dead_letters(app, reads)
     _show_an_order(app, reads)
@@ -79,6 +81,35 @@ def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
     _show_work(app, reads)
     _show_what_is_found(app, reads)
     return app
+
+
+# -- sessions ------------------------------------------------------------------------------------------------
+
+
+def _let_in(app: FastAPI, door: Door) -> None:
+    @app.get("/login")
+    async def login(request: Request) -> Response:
+        return _login_page(request, 200, "", request.query_params.get("next", "/"))
+
+    @app.post("/login")
+    async def logged_in(request: Request) -> Response:
+        form = await forms.read(request)
+        begun = door.enter(request, form.get("key", "").strip())
+        response = RedirectResponse(own_path(form.get("next", "")), 303, headers=dict(HEADERS))
+        door.sessions.put(request, response, begun)
+        return response
+
+    @app.post("/logout")
+    async def logged_out(request: Request, _: forms.Sent) -> Response:
+        response = RedirectResponse("/login", 303, headers=dict(HEADERS))
+        door.sessions.end(request, response)
+        return response
+
+
+def _login_page(request: Request, status: int, said: str, next_: str) -> Response:
+    by_key = not request.app.state.access.anybody
+    values = {"said": said, "next": own_path(next_), "by_key": by_key}
+    return page(request, "login", NOBODY, values, status)
 
 
 # -- the system ----------------------------------------------------------------------------------------------
@@ -332,6 +363,12 @@ def _install_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         said = str(error.detail)
+        if error.status_code == 401:
+            here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            asked = request.method == "GET" and request.url.path != "/login"
+            response = _login_page(request, 401, said, here if asked else "/")
+            response.headers.update(error.headers or {})
+            return response
         if said == HTTPStatus(error.status_code).phrase:
             said = text("no_page") if error.status_code == 404 else ""
         return answer(request, error.status_code, said, error.headers)

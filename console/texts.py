@@ -269,8 +269,26 @@ EN: Final = {
     " order, the user, the parcel or the seller, and open the order.",
     "find_prefix": "Of an order's id at least the first 8 characters are needed.",
     # -- what went wrong -------------------------------------------------------------------------------------
-    "sign_in": "This console asks for a key: any name, and the key as the password. orders keys add makes one"
-    " (with --scope view, all, or all and operate)",
+    "sign_in": "Log in with a key, or give it as a bearer token",
+    "wrong_key": "This key isn't accepted. See that it is whole, and that it hasn't expired",
+    "key_gone": "Your key isn't accepted any more. Log in with another one",
+    "no_group": "None of your groups is for this console. Whoever runs it can name one"
+    " (ORDERS_CONSOLE_PROXY_VIEWERS, _SUPPORT, _OPERATORS)",
+    "proxy_says_nothing": "The proxy before this console doesn't say who you are. See that it passes on the"
+    " header of ORDERS_CONSOLE_PROXY_USER",
+    "by_proxy": "This console is reached through a proxy that logs people in. Open it under the proxy's"
+    " address.",
+    "log_in": "Log in",
+    "log_out": "Log out",
+    "key_of_console": "Key",
+    "key_whence": "orders keys add makes one: with --scope view, with --scope all, or with --scope all"
+    " --scope operate.",
+    "other_site": "Another page sent this form. Open the page here, and send it from there",
+    "old_form": "This form is of another session. Open the page again, and send it once more",
+    "no_form": "This takes the form of a page",
+    "bad_form": "The form can't be read. Open the page again, and send it once more",
+    "form_too_large": "A form has {most} KiB at most",
+    "operator_only": "This is for the role operator: a key with the scopes all and operate",
     "not_admitted": "This key isn't for the console. It needs one of the scopes view and all; orders keys add"
     " makes one",
     "support_only": "This page holds personal fields, which are for the role support: a key with the scope"
@@ -278,10 +296,11 @@ EN: Final = {
     "no_order": "no fact of order {id} is known; see that it was sent, and that orders wait says that all is"
     " processed",
     "no_page": "There is no such page. Choose one above, or look for an id.",
-    "status_401": "A key is needed",
     "status_403": "Not for this key",
     "status_404": "Not there",
-    "status_405": "The console only shows",
+    "status_405": "Not like that",
+    "status_413": "Too much",
+    "status_415": "Not a form",
     "status_422": "The address can't be understood",
     "status_429": "Too many requests",
     "status_500": "The console failed",

@@ -57,7 +57,7 @@ def rows() -> RowBatch:
             late = replace(late, late_since=at, ship_by=at)
         batch.suborders.append(late)
         refund = refund_row(str(named("refund", n)), *whose, *ends)
-        batch.refunds.append(replace(refund, status=STATUSES[n % 3], reason="=no"))  # type: ignore[arg-type]
+        batch.refunds.append(replace(refund, status=STATUSES[n % 3], reason="=no"))
         batch.payments.append(payment_row(str(named("payment", n)), *whose, *ends))
         # The same return twice at once: ids of returns are only unique in their order.
         status = "requested" if n % 5 < 3 else "processed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -200,16 +201,28 @@ class Made(Sources):
 
 
 @asynccontextmanager
-async def console(sources: Made, keys: Path | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser of the console; `keys`: an empty file of named keys."""
-    settings = sources.settings
-    host = "localhost"
+async def console(
+    sources: Made, keys: Path | None = None, at: str = "", client: str = "127.0.0.1", **changes: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser of the console; `keys`: an empty file of named keys. `at`: the console's address; `client`:
+    the browser's; `changes`: of the settings.
+    """
+    settings = Settings.model_validate(changes)
+    host = "http://localhost"
     if keys is not None:
         keys.write_text("")
-        settings, host = settings.model_copy(update={"api_key_store": keys}), "orders.example"
-    transport = httpx.ASGITransport(create_app(settings, sources), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
-        yield client
+        settings, host = settings.model_copy(update={"api_key_store": keys}), "https://orders.example"
+    app = create_app(settings, sources)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 1))
+    async with httpx.AsyncClient(transport=transport, base_url=at or host) as browser:
+        yield browser
+
+
+def token_in(html: str) -> str:
+    """The token of a page's forms."""
+    field = re.search(r'name="token" value="([0-9a-f]{64})"', html)
+    assert field is not None, html
+    return field[1]
 
 
 def new_key(store: Path, *scopes: str) -> str:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from console import letter_view, order_view, pages
-from console.access import Role, key_of, role_of
+from console.access import Role, role_of
 from console.plot import HEIGHT, plot
 from console.sources import explained
 from console.texts import EN
@@ -47,6 +47,11 @@ PAGES: Final = (
     "/work/refunds?status=failed&days=7",
     "/work/returns?region=eu&cursor=x",
 )
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header in which a program shows its key."""
+    return {"Authorization": f"Bearer {key}"}
 
 
 class Tags(HTMLParser):
@@ -238,8 +243,7 @@ async def test_a_list_is_a_file_too(name: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     shows = Made("=1+1")
     async with console(shows, keys) as browser:
-        support = {"Authorization": f"Bearer {new_key(keys, 'all')}"}
-        viewer = {"Authorization": f"Bearer {new_key(keys, 'view')}"}
+        support, viewer = bearer(new_key(keys, "all")), bearer(new_key(keys, "view"))
         answer = await browser.get(f"/work/{name}?format=csv", headers=support)
         masked = await browser.get(f"/work/{name}?format=csv", headers=viewer)
         shows.too_many = True
@@ -285,43 +289,28 @@ def test_a_role_follows_from_scopes(scopes: list[str], role: Role | None) -> Non
     assert role_of(scopes) is role
 
 
-@pytest.mark.parametrize(
-    ("header", "key"),
-    [
-        (None, None),
-        ("Bearer k", "k"),
-        ("Basic YW5uOms6MQ==", "k:1"),
-        ("Basic !", None),
-        ("Basic YW5u", None),
-        ("Digest x", None),
-    ],
-)
-def test_a_key_is_the_password_of_any_name(header: str | None, key: str | None) -> None:
-    assert key_of(header) == key
-
-
 async def test_below_support_nothing_personal_is_shown(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     shows = Made("secret-text")
     shows.hits = [("user", UUID(USER))]
     async with console(shows, keys) as browser:
-        viewer, support = ("anybody", new_key(keys, "view")), ("anybody", new_key(keys, "all"))
+        viewer, support = bearer(new_key(keys, "view")), bearer(new_key(keys, "all"))
         for path in (f"/orders/{ORDER}", "/dead-letters", "/dead-letters/1:7"):
-            answer = await browser.get(path, auth=viewer)
+            answer = await browser.get(path, headers=viewer)
             assert answer.status_code == 200
             assert USER not in answer.text
             assert EN["masked"] in answer.text
-        shown = (await browser.get("/dead-letters/1:7", auth=viewer)).text
+        shown = (await browser.get("/dead-letters/1:7", headers=viewer)).text
         assert "&#34;price&#34;" not in shown
         shows.away.add("kafka")
-        assert USER not in (await browser.get(f"/orders/{ORDER}", auth=viewer)).text
+        assert USER not in (await browser.get(f"/orders/{ORDER}", headers=viewer)).text
         shows.away.clear()
         for path in (f"/users/{USER}", f"/orders/{ORDER}/records"):
-            assert (await browser.get(path, auth=viewer)).status_code == 403
-            assert (await browser.get(path, auth=support)).status_code == 200
-        assert USER in (await browser.get(f"/orders/{ORDER}", auth=support)).text
-        assert (await browser.get("/find", params={"q": USER}, auth=viewer)).status_code == 404
-        assert (await browser.get("/find", params={"q": USER}, auth=support)).status_code == 303
+            assert (await browser.get(path, headers=viewer)).status_code == 403
+            assert (await browser.get(path, headers=support)).status_code == 200
+        assert USER in (await browser.get(f"/orders/{ORDER}", headers=support)).text
+        assert (await browser.get("/find", params={"q": USER}, headers=viewer)).status_code == 404
+        assert (await browser.get("/find", params={"q": USER}, headers=support)).status_code == 303
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if "part" not in path] + ["/find?q=x"])
@@ -329,12 +318,14 @@ async def test_without_a_key_nobody_is_admitted(path: str, tmp_path: Path) -> No
     keys = tmp_path / "keys"
     async with console(Made(), keys) as browser:
         answer = await browser.get(path)
-        wrong = await browser.get(path, auth=("x", "ok_wrong"))
-        seller = await browser.get(path, auth=("x", new_key(keys, f"seller:{ANNA}")))
+        wrong = await browser.get(path, headers=bearer("ok_wrong"))
+        seller = await browser.get(path, headers=bearer(new_key(keys, f"seller:{ANNA}")))
         style = await browser.get("/static/style.css")
     assert answer.status_code == wrong.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Basic ")
-    assert EN["sign_in"][:40] in answer.text
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "set-cookie" not in answer.headers
+    assert EN["sign_in"] in answer.text
+    assert EN["wrong_key"][:20] not in wrong.text
     assert seller.status_code == 403
     assert style.status_code == 200
 
@@ -356,8 +347,8 @@ async def test_what_is_found_leads_there_and_what_is_not_is_said() -> None:
         by_parcel = await browser.get("/find", params={"q": USER})
         for kind in ("payment", "refund", "checkout", "cart", "return", "item"):
             shows.hits = [(kind, UUID(ORDER))]
-            found = await browser.get("/find", params={"q": USER})
-            assert found.headers["location"] == f"/orders/{ORDER}"
+            answer = await browser.get("/find", params={"q": USER})
+            assert answer.headers["location"] == f"/orders/{ORDER}"
         shows.hits = [("user", UUID(USER)), ("seller", UUID(USER))]
         several = await browser.get("/find", params={"q": USER})
         shows.hits = []

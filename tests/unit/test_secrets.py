@@ -210,6 +210,8 @@ FILES = {
     "POSTGRES_REPLICA": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
     "REDIS": (f"redis://u:{MARK}@{NOWHERE}/0", f"redis://***@{NOWHERE}/0"),
     "API_KEYS": (f"{MARK}-long-enough", "**********"),
+    "CONSOLE_SECRET": (f"{MARK}-long-enough-to-be-one-of-those", "**********"),
+    "CONSOLE_PROXY_SECRET": (f"{MARK}-long-enough-to-be-one-of-those", "**********"),
     "KAFKA_SASL_PASSWORD": (MARK, "**********"),
     "KAFKA_SSL_KEY_PASSWORD": (MARK, "**********"),
 }
