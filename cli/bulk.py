@@ -20,6 +20,7 @@ from uuid import UUID
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Bar, Rows, Wide, output, progress
 from cli.text import printable, say
 from errors import OrdersError
@@ -120,6 +121,7 @@ def submit_command(
     again: Annotated[
         bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
     ] = False,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
@@ -156,7 +158,9 @@ def submit_command(
         )
         refused.write(prepared)
         if prepared.parts and not dry_run:
-            sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
+            with noted(settings, "bulk submit", why) as operation:
+                sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
+                operation.failure = sending.failure
     failure, seconds = sending.failure, time.monotonic() - started
     outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds)
     _report(prepared, refused.first, outcome, as_json)

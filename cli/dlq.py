@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import getpass
 import json
-import socket
 from collections.abc import Sequence
 from textwrap import indent
 from typing import Annotated, Any, Final, get_args
@@ -16,12 +14,14 @@ from typing import Annotated, Any, Final, get_args
 import typer
 from aiokafka.errors import KafkaError
 
+from cli.noting import Why, noted
 from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
 from cli.text import printable, say, second
 from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
 from errors import OrdersError
 from operations.dead_letters import DeadLetter, Redriven, State, find, newest_of, state_of
+from operations.journal import somebody
 from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings, get_settings
 
@@ -197,6 +197,7 @@ def redrive_command(
     most: Annotated[
         int | None, typer.Option("--max", min=1, help="Send at most so many letters.", show_default=False)
     ] = None,
+    why: Why = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
@@ -219,7 +220,9 @@ def redrive_command(
         raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
     if not (everything or reason or topic or ids or most or dry_run):
         _ask(selection, may_ask=not as_json)
-    outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
+    settings = get_settings()
+    with noted(settings, "dlq redrive", why, unless=dry_run):
+        outcome = _redrive(settings, selection, dry_run=dry_run, quiet=as_json)
     if as_json:
         print(json.dumps(_redrive_document(outcome, dry_run)))
     else:
@@ -285,7 +288,7 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
 
 def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> RedriveResult:
     """With progress on stderr where a person looks."""
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = somebody()
     with progress("dead letters", quiet=quiet) as bar:
 
         async def run() -> RedriveResult:

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.text import say
+from operations import journal
 from operations.servers import create
 from settings import get_settings
+from streams import topics
 
 
 class PartitionColumn(StrEnum):
@@ -34,6 +37,7 @@ def init_command(
             min=1, max=1024, help="Partitions of every topic. Default: ORDERS_PARTITIONS.", show_default=False
         ),
     ] = None,
+    why: Reason = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Create the topics and the tables that are missing. Running it again is harmless.
@@ -45,7 +49,10 @@ def init_command(
     settings = get_settings()
     if partitions is not None:
         settings = settings.model_copy(update={"partitions": partitions})
-    created = asyncio.run(create(settings, partition_by.value))
+    # The first time there is nothing to note it in.
+    created = [] if asyncio.run(journal.exists(settings)) else asyncio.run(topics.ensure(settings))
+    with noted(settings, "init", why):
+        created += asyncio.run(create(settings, partition_by.value))
     if as_json:
         print(
             json.dumps(

@@ -25,7 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 import settings
-from cli import local, streams
+from cli import local, noting, streams
 from cli.terminal import sane_dimensions
 from cli.text import one_line, printable
 from errors import OrdersError
@@ -114,6 +114,13 @@ SUBCOMMANDS: Final = (
         "cli.personal",
         "personal_command",
         "List all that is held about one user, for a data subject access request.",
+    ),
+    Subcommand(
+        "Look",
+        "operations",
+        "cli.operations",
+        "operations_command",
+        "List who did what with the commands that write, when and why.",
     ),
     Subcommand(
         "Look",
@@ -330,6 +337,7 @@ def run(args: list[str]) -> int:
     Only a defect of ours leaves as an exception.
     """
     streams.escape_unencodable()
+    noting.LINE.set(tuple(args))
     try:
         with sane_dimensions():
             result = typer.main.get_command(app)(args=args, prog_name="orders", standalone_mode=False)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Rows, output, progress
 from contracts.cloudevents import SourceEvent
 from operations.servers import require
@@ -49,6 +50,7 @@ def replay_olist(
         ),
     ],
     rate: Rate = None,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Send the orders of Olist's public dataset, in the order of their times. Sent again they change nothing.
@@ -56,7 +58,10 @@ def replay_olist(
     Example: [bold]orders replay olist ./olist --rate 2000[/bold]
     """
     events = olist.Events(folder)
-    _report(_send(get_settings(), events, len(events), rate), as_json)
+    settings = get_settings()
+    with noted(settings, "replay olist", why):
+        sent = _send(settings, events, len(events), rate)
+    _report(sent, as_json)
 
 
 def generate_command(
@@ -75,6 +80,7 @@ def generate_command(
             min=0, max=1, help="How many broken records are added for each event; all must be refused."
         ),
     ] = generator.Shares().poison,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Send synthetic orders: several sellers, partial shipments, cancellations, returns,
@@ -83,7 +89,10 @@ def generate_command(
     Example: [bold]orders generate --orders 5000 --poison 0.01[/bold]
     """
     events = generator.events(orders, seed, generator.Shares(duplicates, shuffle, poison))
-    _report(_send(get_settings(), events, None, rate), as_json)
+    settings = get_settings()
+    with noted(settings, "generate", why):
+        sent = _send(settings, events, None, rate)
+    _report(sent, as_json)
 
 
 def _send(

@@ -47,6 +47,9 @@ PARTITIONS: Final = "orders.partitions"
 lies (`orders partitions`).
 """
 
+OPERATIONS: Final = "orders.operations"
+"""Who did what with the commands that write, when and why (`orders operations`)."""
+
 BULK: Final = tuple(spec.type for spec in incoming.BULK)
 """Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in
 them on the ordinary topics.

@@ -22,14 +22,18 @@ from streams import topics
 Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
-    "owner": "orders init, partitions, db, repair, rebuild, dlq redrive",
+    "owner": "orders init, keys, partitions, db, repair, rebuild, dlq redrive",
     "worker": "orders worker --role realtime",
     "reader": "orders api, show, wait, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
     "audit": "orders audit, personal",
-    "console": "orders console, status",
+    "console": "orders console, status, operations",
 }
 """The commands that each role can run."""
+
+
+_LEDGERS: Final = (names.REDRIVEN, names.PARTITIONS, names.OPERATIONS)
+"""What the commands of a person note."""
 
 
 class UnusableName(OrdersError):
@@ -57,7 +61,7 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "DescribeConfigs": every,
             "Alter": every,
             "Read": every,
-            "Write": (*names.LANE, settings.changelog_topic, names.REDRIVEN, names.PARTITIONS),
+            "Write": (*names.LANE, settings.changelog_topic, *_LEDGERS),
         },
         "worker": {
             "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS),
@@ -87,6 +91,7 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 names.BULK_COMPLETED,
                 names.DLQ,
                 names.WORKERS,
+                names.OPERATIONS,
             ),
             "DescribeConfigs": (settings.changelog_topic,),
             "Describe": every,
@@ -97,9 +102,8 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 *names.LANE,
                 settings.changelog_topic,
                 names.DLQ,
-                names.REDRIVEN,
                 names.WORKERS,
-                names.PARTITIONS,
+                *_LEDGERS,
             ),
             "DescribeConfigs": every,
             "Describe": every,

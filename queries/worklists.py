@@ -137,13 +137,13 @@ def waiting_returns(filters: Filters, after: Place | None, limit: int) -> Query:
 def as_late(row: Sequence[Any]) -> LateSuborder:
     """Convert a row of `late_suborders`."""
     amount, currency = row[-2:]
-    return LateSuborder(*row[:-2], as_amount(amount, currency), currency)
+    return LateSuborder._make((*row[:-2], as_amount(amount, currency), currency))
 
 
 def as_refund(row: Sequence[Any]) -> WaitingRefund:
     """Convert a row of `waiting_refunds`."""
     amount, currency, reason = row[-3:]
-    return WaitingRefund(*row[:-3], as_amount(amount, currency), currency, reason)
+    return WaitingRefund._make((*row[:-3], as_amount(amount, currency), currency, reason))
 
 
 def as_return(row: Sequence[Any]) -> WaitingReturn:

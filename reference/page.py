@@ -91,7 +91,9 @@ def _opening() -> Iterator[str]:
     yield "|---|---|"
     yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
-    internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.PARTITIONS))
+    internal = _links(
+        (topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.PARTITIONS, topics.OPERATIONS)
+    )
     yield from _prose(f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)}).")
 
 
@@ -231,6 +233,15 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition
         0). Value JSON: `partitions`, the number by which an order's lane is found, and `former`, those of
         before: an order's older records are in partition hash mod each. Empty where there were never more.
+        """
+    )
+    yield from _heading(f"### {topics.OPERATIONS}")
+    yield from _prose(
+        """
+        Written by every command that writes ([operations.md](operations.md)): kept for ever, all in partition
+        0. Key: the operation's id. Value JSON: `id`, `began`, `by` (user@host, or a key's name), `command`,
+        `arguments` (without secrets) and `why`; a second record under the same id, when it has ended, has
+        `ended`, `outcome` (done, failed, interrupted) and `detail` beside.
         """
     )
 

@@ -159,6 +159,7 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
         ("db", "regions", "list"),
     ],
 )
+@pytest.mark.usefixtures("unnoted")
 def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
     assert (code, out) == (2, "")

@@ -41,6 +41,7 @@ def test_every_topic_is_kept_as_the_contract_says() -> None:
         names.WORKERS,
         names.REDRIVEN,
         names.PARTITIONS,
+        names.OPERATIONS,
         names.BULK_COMPLETED,
         SETTINGS.changelog_topic,
     }
