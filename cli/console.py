@@ -24,7 +24,8 @@ def console_command(
 ) -> None:
     """Serve a web page that shows how everything does and where an order is, until SIGTERM or Ctrl-C.
 
-    It only reads, and keeps nothing: several may run, and the servers may be away when it starts.
+    It keeps nothing: several may run, and the servers may be away when it starts. What it does is noted in
+    orders operations; events are sent with ORDERS_API_WRITE=true.
 
     Who may look: the keys of orders api, shown once at the login, or whoever a proxy has logged in
     (ORDERS_CONSOLE_PROXY_USER). A key with the scope view sees all but personal fields, one with all sees

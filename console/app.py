@@ -21,6 +21,8 @@ from api.access import Access
 from api.requests import Requests
 from console import forms, letter_view, order_view
 from console.access import Door, Visitor, only, visitor
+from console.acts import offer_actions
+from console.doing import Doing, NotDone
 from console.find import look_for
 from console.glance_view import overview_of
 from console.pages import HEADERS, NOBODY, address, download, page
@@ -47,18 +49,20 @@ Seen = Annotated[Visitor, Depends(visitor)]
 """Who looks."""
 
 
-def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
+def create_app(settings: Settings, sources: Sources | None = None, doing: Doing | None = None) -> FastAPI:
     """Create the ASGI application. It connects at its first request; its lifespan closes the connections.
 
     Blocks while the files of keys are read, if any are set. Raises OrdersError if they can't be used.
     """
     access = Access(settings)
     reads = Sources(settings) if sources is None else sources
+    does = Doing(settings) if doing is None else doing
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await reads.close()
+        await does.close()
 
     app = FastAPI(
         title="orders console",
@@ -80,6 +84,7 @@ def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
     _show_lists(app, reads)
     _show_work(app, reads)
     _show_what_is_found(app, reads)
+    offer_actions(app, reads, does)
     return app
 
 
@@ -160,6 +165,8 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
             "left": left,
             "most": LETTERS,
             "filters": {"hours": hours, "state": state, **wanted},
+            "since": wanted["hour"] or (None if hours == "0" else times.text(since * 1000)[:19]),
+            "until": wanted["hour"] and letter_view.next_hour(wanted["hour"]),
             "hours": HOURS,
             "states": STATES,
             "reasons": sorted({letter.reason for letter, _ in letters_} | {wanted["reason"] or ""} - {""}),
@@ -359,6 +366,7 @@ def _install_errors(app: FastAPI) -> None:
     app.add_exception_handler(NotYet, of(503))
     app.add_exception_handler(Unavailable, of(503))
     app.add_exception_handler(Invalid, of(422))
+    app.add_exception_handler(NotDone, of(409))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:

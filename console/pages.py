@@ -103,6 +103,7 @@ def page(
         path=request.url.path,
         pages=PAGES,
         token=_token_of(request),
+        operator=seen_by.role is Role.OPERATOR,
         looked_for=request.query_params.get("q", ""),
         **values,
     )
@@ -140,6 +141,7 @@ PAGES: Final = (
     ("/work/late", "work"),
     ("/dead-letters", "dead_letters"),
     ("/jobs", "jobs"),
+    ("/operations", "operations"),
 )
 """Addresses that every page leads to, and the names of their texts."""
 

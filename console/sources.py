@@ -86,6 +86,10 @@ class Sources:
         # Of an order of thousands of facts it takes longer than others should wait.
         return await asyncio.to_thread(explained, order_id, order, at)
 
+    async def state(self, order_id: UUID) -> Order | None:
+        """An order's state; None: no fact of it is known. Blocks as `order`."""
+        return await self._states.of(order_id)
+
     async def rows(self, order_id: UUID) -> OrderDetails:
         """What cache and rows have of an order, for when its facts can't be read. Raises NotFound."""
         return _details((await self._reader.details(order_id)).body)

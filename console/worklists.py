@@ -18,8 +18,10 @@ from contracts.statuses import RefundCauseText, SuborderStatusText
 from queries import worklists
 from queries.statements import Query
 
-Kind = Literal["order", "seller", "id", "time", "status", "number", "money", "text", "personal"]
-"""How a page shows a cell. personal: free text of other services or customers, for the role support."""
+Kind = Literal["order", "seller", "id", "time", "status", "number", "money", "text", "personal", "masked"]
+"""How a page shows a cell. personal: free text of other services or customers, for the role support; masked:
+the same for others.
+"""
 
 AGES: Final = ("1", "3", "7", "30")
 """Days."""
@@ -135,12 +137,11 @@ def asked_for(request: Request, of: Worklist, now: datetime) -> tuple[dict[str, 
 
 
 def cells(of: Worklist, row: Any, *, personal: bool) -> list[Cell]:
-    """A row's cells. Without `personal` the value of those that are personal is None."""
+    """A row's cells. Without `personal` those that are personal are masked."""
     return [
-        Cell(
-            column.kind,
-            None if column.kind == "personal" and not personal else getattr(row, column.field),
-        )
+        Cell("masked", None)
+        if column.kind == "personal" and not personal
+        else Cell(column.kind, getattr(row, column.field))
         for column in of.columns
     ]
 

@@ -105,6 +105,8 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 names.WORKERS,
                 *_LEDGERS,
             ),
+            # What it sends it notes, too.
+            "Write": (*names.INPUT, names.OPERATIONS) if settings.api_write else (),
             "DescribeConfigs": every,
             "Describe": every,
         },

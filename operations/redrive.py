@@ -77,17 +77,24 @@ class TransactionsRefused(OrdersError):
 @dataclass(frozen=True, slots=True)
 class Selection:
     """A selection of letters: by reason, by topic of the record, by (partition, offset) in orders.dlq; None:
-    all. At most `most`."""
+    all. At most `most`.
+    """
 
     reasons: frozenset[str] | None = None
     topics: frozenset[str] | None = None
     ids: frozenset[tuple[int, int]] | None = None
     most: int | None = None
+    since: str = ""
+    until: str = ""
+    """Refused at `since` or later and before `until`, RFC 3339 in UTC or its beginning; "": any time."""
 
     def takes(self, letter: DeadLetter) -> bool:
         """Tell whether a letter is selected, whatever became of it."""
-        return (self.reasons is None or letter.reason in self.reasons) and (
-            self.topics is None or letter.record.topic in self.topics
+        return (
+            (self.reasons is None or letter.reason in self.reasons)
+            and (self.topics is None or letter.record.topic in self.topics)
+            and self.since <= letter.time
+            and (not self.until or letter.time < self.until)
         )
 
 

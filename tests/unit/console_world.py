@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,16 +13,23 @@ from uuid import UUID
 
 import httpx
 
+from api.binding import Record
 from api.keys import changing, made
+from api.sending import Place
 from console.app import create_app
+from console.doing import Doing
 from console.live import Glance
 from console.sources import Explained, Sources, explained
 from console.worklists import Worklist
 from contracts.record_id import RecordId
 from domain.order import Order
-from operations.dead_letters import DeadLetter, Found
+from operations.dead_letters import DeadLetter, Found, State
 from operations.flow import Point
+from operations.journal import Operation
 from operations.records import Raw, RawRecords
+from operations.redrive import RedriveResult, Selection
+from operations.repair import RepairResult
+from operations.rows import RowsResult
 from operations.status import DeadLetters, LaneStatus, Status
 from queries.documents import (
     Head,
@@ -113,6 +121,10 @@ class Made(Sources):
             raise NotFound(f"no fact of order {order_id} is known")
         return explained(order_id, self.made, at)
 
+    async def state(self, order_id: UUID) -> Order | None:
+        self._need("kafka")
+        return self.made if str(order_id) == ORDER else None
+
     async def rows(self, order_id: UUID) -> OrderDetails:
         self._need("postgres")
         parcels = [
@@ -171,7 +183,7 @@ class Made(Sources):
             units: list[Any] = [3, 1, 0, then, None, "40.00", "EUR"]
             return LateSuborder(then, *ids, UUID(ANNA), self.text, "confirmed", *units)
         if of.name == "refunds":
-            cause: list[Any] = ["return", UUID(returned(1)), 2, "10.00", "EUR", self.text]
+            cause: list[Any] = ["return", UUID(returned(1)), 2, "10.00", "EUR", self.text or None]
             return WaitingRefund(then, *ids, self.text, "failed", *cause)
         return WaitingReturn(then, *ids, self.text, UUID(item_id(1)), 2, self.text)
 
@@ -200,9 +212,56 @@ class Made(Sources):
         return {"job_id": UUID(ORDER), "kind": self.text, "created_at": then, "completed_at": None, **numbers}
 
 
+class Done(Doing):
+    """Notes what is asked of it, and answers with `text` where somebody else wrote something. `fails`: what
+    each raises.
+    """
+
+    def __init__(self, text: str = "plain") -> None:
+        self.text = text
+        self.asked: list[tuple[Any, ...]] = []
+        self.fails: Exception | None = None
+
+    def _ask(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.fails is not None:
+            raise self.fails
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def operations(self, since: datetime | None) -> list[Operation]:
+        self._ask("operations", since)
+        begun = {"id": ORDER, "began": TIME, "by": self.text, "command": self.text, "why": self.text}
+        ended = Operation(**begun, arguments=[self.text], ended=TIME, outcome="failed", detail=self.text)
+        return [Operation(**begun), ended]
+
+    async def redrive(self, selection: Selection, by: str, why: str | None) -> RedriveResult:
+        self._ask("redrive", selection, by, why)
+        states: Counter[State] = Counter({"final": 2})
+        return RedriveResult(sent=3, states=states, too_large=[self.text])
+
+    async def repair(self, order_id: UUID, by: str, why: str | None) -> RepairResult:
+        self._ask("repair", order_id, by, why)
+        return RepairResult(why is None, {ORDER: (["rows"], 4)}, remaining=Counter({self.text: 1}))
+
+    async def repair_rows(self, order_id: UUID, by: str, why: str) -> RowsResult:
+        self._ask("rows", order_id, by, why)
+        return RowsResult(False, 1, 1, 5)
+
+    async def send(self, record: Record, order_id: UUID, by: str, why: str) -> Place:
+        self._ask("send", record, order_id, by, why)
+        return Place(1, None)
+
+
 @asynccontextmanager
 async def console(
-    sources: Made, keys: Path | None = None, at: str = "", client: str = "127.0.0.1", **changes: Any
+    sources: Made,
+    keys: Path | None = None,
+    at: str = "",
+    client: str = "127.0.0.1",
+    doing: Done | None = None,
+    **changes: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A browser of the console; `keys`: an empty file of named keys. `at`: the console's address; `client`:
     the browser's; `changes`: of the settings.
@@ -212,7 +271,8 @@ async def console(
     if keys is not None:
         keys.write_text("")
         settings, host = settings.model_copy(update={"api_key_store": keys}), "https://orders.example"
-    app = create_app(settings, sources)
+    sources.settings = settings
+    app = create_app(settings, sources, doing or Done(sources.text))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 1))
     async with httpx.AsyncClient(transport=transport, base_url=at or host) as browser:
         yield browser
