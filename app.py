@@ -24,6 +24,7 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
 from streams.bulk import BulkService
+from streams.control import Control
 from streams.health import HealthWatch
 from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
@@ -44,7 +45,8 @@ class OrdersApp(BatchApp):
         self._all_settings = settings
         self.rows_sink = PostgresSink(settings)
         self.cache_sink = RedisSink(settings)
-        self.health = HealthWatch(self, self.rows_sink, self.cache_sink)
+        self.control = Control(settings, self.hold)
+        self.health = HealthWatch(self, self.rows_sink, self.cache_sink, self.control)
 
     async def on_first_start(self) -> None:
         """Open the sinks. Raises what asyncpg raises if Postgres can't be reached; Redis may be away."""
@@ -52,15 +54,18 @@ class OrdersApp(BatchApp):
         await self.cache_sink.start()
         await super().on_first_start()
         self.add_future(metrics.watch_loop())
+        self.add_future(self.control.follow())
         self.add_future(self.health.watch())
         self.add_future(report(self._all_settings, partial(self.health.report, self._all_settings)))
 
     async def check_lanes(self) -> None:
-        """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.
+        """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes, and learn what
+        is paused.
 
         Raises PartitionMismatch, KafkaError.
         """
         await lanes(self._all_settings)
+        await self.control.start()
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""

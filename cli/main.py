@@ -158,6 +158,14 @@ SUBCOMMANDS: Final = (
         "Show what changed rules or settings would change, by replaying the log.",
     ),
     Subcommand(
+        "Check and repair",
+        "pause",
+        "cli.pause",
+        "pause_command",
+        "Hold back a lane, a topic or a type of event; it stays so over restarts.",
+    ),
+    Subcommand("Check and repair", "resume", "cli.pause", "resume_command", "Let what was paused go on."),
+    Subcommand(
         "Check and repair", "dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."
     ),
     Subcommand(

@@ -97,6 +97,7 @@ def document(status: Status) -> dict[str, Any]:
         "members": status.members,
         "workers": to_builtins(status.workers),
         "lanes": [lane._asdict() | {"problem": lane.problem} for lane in status.lanes],
+        "paused": [each._asdict() | {"seconds": round(each.seconds(status.at))} for each in status.paused],
         "servers": status.servers,
         "dead_letters": {"seconds": LATELY_SECONDS, **status.dead_letters._asdict()},
         "bulk_jobs": None
@@ -149,7 +150,8 @@ def _lanes(lanes: list[LaneStatus]) -> Iterator[list[Cell]]:
     for _, group in groupby(lanes, alike):
         members = list(group)
         first, last = members[0], members[-1]
-        state: Cell = (first.problem, "red") if first.problem else ("works" if first.lag else "idle", "")
+        works = "idle" if not first.lag else "works" if first.lag > first.held else "held: topics are paused"
+        state: Cell = (first.problem, "red") if first.problem else (works, "")
         yield [
             f"{first.lane}" if first is last else f"{first.lane}-{last.lane}",
             first.worker or "-",

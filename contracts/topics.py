@@ -47,6 +47,9 @@ PARTITIONS: Final = "orders.partitions"
 lies (`orders partitions`).
 """
 
+CONTROL: Final = "orders.control"
+"""Which lanes, topics and types of events are paused (`orders pause`); every worker follows it."""
+
 OPERATIONS: Final = "orders.operations"
 """Who did what with the commands that write, when and why (`orders operations`)."""
 

@@ -22,7 +22,7 @@ from streams import topics
 Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
-    "owner": "orders init, keys, partitions, db, repair, rebuild, dlq redrive",
+    "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq redrive",
     "worker": "orders worker --role realtime",
     "reader": "orders api, show, wait, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
@@ -32,7 +32,7 @@ PURPOSE: Final[dict[Role, str]] = {
 """The commands that each role can run."""
 
 
-_LEDGERS: Final = (names.REDRIVEN, names.PARTITIONS, names.OPERATIONS)
+_LEDGERS: Final = (names.REDRIVEN, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
 """What the commands of a person note."""
 
 
@@ -64,7 +64,7 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "Write": (*names.LANE, settings.changelog_topic, *_LEDGERS),
         },
         "worker": {
-            "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS),
+            "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS, names.CONTROL),
             "Write": (
                 *names.DERIVED,
                 *names.INTERNAL,
@@ -78,13 +78,13 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "Describe": every,
         },
         "reader": {
-            "Read": (settings.changelog_topic, names.DLQ, names.REDRIVEN, names.WORKERS),
+            "Read": (settings.changelog_topic, names.DLQ, names.REDRIVEN, names.WORKERS, names.CONTROL),
             "Write": names.INPUT if settings.api_write else (),
             "DescribeConfigs": every,
             "Describe": every,
         },
         "bulk": {
-            "Read": names.BULK,
+            "Read": (*names.BULK, names.CONTROL),
             "Write": (
                 *names.BULK,
                 *bulk.EVENT.values(),

@@ -25,6 +25,7 @@ from operations.auditing import CHECKPOINTS
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
+from streams.control import ControlReader, Pause, held_by, span
 from streams.lag import LagReader
 from streams.reports import SECONDS_GOOD, LaneReport, WorkerReport, decode
 from wire.log import LogReader
@@ -56,10 +57,16 @@ class LaneStatus(NamedTuple):
     """Seconds for which its batch hasn't got on."""
     why: str | None
     """What it waits for."""
+    held: int = 0
+    """Those of its records that lie in topics that are paused."""
+    paused: str | None = None
+    """For how long it has been paused, by whom and why; None: it isn't."""
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it, for a person; None: nothing."""
+        if self.paused is not None:
+            return f"is {self.paused}"
         if self.waiting is not None:
             return f"waits for {self.waiting:.0f} s: {self.why}"
         if self.still is not None and self.still > STILL_SECONDS:
@@ -95,6 +102,8 @@ class Status(NamedTuple):
     """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
     audit: str | None
     """When the last audit on this machine left its checkpoint, RFC 3339."""
+    paused: tuple[Pause, ...] = ()
+    """The oldest first."""
 
     @property
     def problems(self) -> list[str]:
@@ -105,6 +114,7 @@ class Status(NamedTuple):
         for each in self.workers:
             away = [f"{server} hasn't answered for {since:.0f} s" for server, since in each.away.items()]
             said += [f"worker {each.worker}: {what}" for what in (each.stuck, *away, each.waits) if what]
+        said += [f"{each} is {_lasting(each, self.at)}" for each in self.paused if each.kind != "lane"]
         return said + [f"lane {lane.lane} {lane.problem}" for lane in self.lanes if lane.problem]
 
 
@@ -121,6 +131,7 @@ class StatusReader:
         async with AsyncExitStack() as stack:
             self._lag = await stack.enter_async_context(LagReader(self._settings))
             self._log = await stack.enter_async_context(LogReader(self._settings, "orders-status"))
+            self._control = await stack.enter_async_context(ControlReader(self._settings))
             self._redis = await stack.enter_async_context(
                 open_client(self._settings, timeout=SERVER_SECONDS, retry=ONCE)
             )
@@ -141,8 +152,13 @@ class StatusReader:
         """
         now = time.time()
         lag: Counter[int] = Counter()
-        for (_, partition), position in (await self._lag.lag()).items():
+        held: Counter[int] = Counter()
+        pauses = await self._control.paused()
+        topics = held_by(pauses)[1]
+        for (topic, partition), position in (await self._lag.lag()).items():
             lag[partition] += position.lag
+            held[partition] += position.lag if topic in topics else 0
+        lanes = {each.name: _lasting(each, now) for each in pauses if each.kind == "lane"}
         workers = latest([report async for report in self._reports(now)], now)
         jobs, postgres = await self._bulk_jobs()
         redis = await self._redis_answers()
@@ -150,11 +166,15 @@ class StatusReader:
             now,
             await self._lag.members(),
             workers,
-            [lane_status(lane, count, workers, now) for lane, count in sorted(lag.items())],
+            [
+                lane_status(lane, count, workers, now)._replace(held=held[lane], paused=lanes.get(str(lane)))
+                for lane, count in sorted(lag.items())
+            ],
             {"kafka": None, "postgres": postgres, "redis": redis},
             await self._dead_letters(now),
             jobs,
             last_audit(self._settings.data / CHECKPOINTS),
+            pauses,
         )
 
     async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:
@@ -207,6 +227,10 @@ class StatusReader:
         except (RedisError, OSError, OrdersError) as error:
             return f"{type(error).__name__}: {error}".strip(": ")
         return None
+
+
+def _lasting(pause: Pause, now: float) -> str:
+    return f"paused for {span(pause.seconds(now))} by {pause.by}: {pause.why}"
 
 
 def latest(reports: Sequence[WorkerReport], now: float) -> list[WorkerReport]:

@@ -92,7 +92,14 @@ def _opening() -> Iterator[str]:
     yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
     internal = _links(
-        (topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.PARTITIONS, topics.OPERATIONS)
+        (
+            topics.DECISIONS,
+            topics.REKEYED,
+            topics.REDRIVEN,
+            topics.PARTITIONS,
+            topics.CONTROL,
+            topics.OPERATIONS,
+        )
     )
     yield from _prose(f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)}).")
 
@@ -233,6 +240,14 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition
         0). Value JSON: `partitions`, the number by which an order's lane is found, and `former`, those of
         before: an order's older records are in partition hash mod each. Empty where there were never more.
+        """
+    )
+    yield from _heading(f"### {topics.CONTROL}")
+    yield from _prose(
+        """
+        What is paused ([operations.md](operations.md#pause-and-resume)): compacted, all in partition 0. Key
+        `KIND:NAME`: lane and its number, topic and its name, type and its name. Value JSON: `since`, `by`,
+        `why`; none: it goes on.
         """
     )
     yield from _heading(f"### {topics.OPERATIONS}")

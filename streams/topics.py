@@ -181,6 +181,10 @@ _PARTITIONS: Final = (
     ),
 )
 
+_CONTROL: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "What is paused stays so until somebody resumes it."),
+)
+
 _OPERATIONS: Final = (
     TopicConfig("cleanup.policy", "delete", "exactly", "Each note counts, none replaces another."),
     TopicConfig("retention.ms", "-1", "free", "Who did what is asked years later, too."),
@@ -238,6 +242,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(names.WORKERS, _WORKERS),
         spec(names.REDRIVEN, _REDRIVEN),
         spec(names.PARTITIONS, _PARTITIONS),
+        spec(names.CONTROL, _CONTROL),
         spec(names.OPERATIONS, _OPERATIONS),
         *(spec(name, (*_KEPT_FOR_EVER, taken)) for name in names.BULK),
         spec(names.BULK_COMPLETED, (*_DERIVED, written)),

@@ -42,6 +42,7 @@ def test_every_topic_is_told() -> None:
         *topics.INTERNAL,
         topics.REDRIVEN,
         topics.OPERATIONS,
+        topics.CONTROL,
         topics.DLQ,
     ):
         assert f"\n### {name}\n" in page
