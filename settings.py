@@ -462,8 +462,8 @@ class Settings(BaseSettings):
         3600.0,
         ge=0,
         description=(
-            "Seconds. An order.created that was older than this when it reached Kafka is history and gets no"
-            " deadlines."
+            "Seconds. An order.created without live_from that was older than this when it reached Kafka gets"
+            " no deadlines. orders bulk submit refuses files of such orders."
         ),
     )
 

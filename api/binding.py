@@ -107,9 +107,11 @@ def _batch(body: bytes) -> list[bytes]:
     return [bytes(each) for each in elements]
 
 
-def record(mode: Mode, headers: Sequence[tuple[bytes, bytes]], value: bytes) -> Record:
-    """An event as a record, once the lanes' decoder has taken it. Raises Refused. Pure."""
-    return _binary(headers, value) if mode == "binary" else _structured(value)
+def record(mode: Mode, headers: Sequence[tuple[bytes, bytes]], value: bytes, now: int = 0) -> Record:
+    """An event as a record, once the lanes' decoder has taken it as one that Kafka took `now`, milliseconds
+    since 1970 (0: when isn't known). Raises Refused. Pure.
+    """
+    return _binary(headers, value, now) if mode == "binary" else _structured(value, now)
 
 
 def path_of(refusal: Refused) -> str:
@@ -120,7 +122,7 @@ def path_of(refusal: Refused) -> str:
     return "$" if match is None else match[1] or match[2]
 
 
-def _binary(headers: Sequence[tuple[bytes, bytes]], value: bytes) -> Record:
+def _binary(headers: Sequence[tuple[bytes, bytes]], value: bytes, now: int) -> Record:
     attributes: dict[str, bytes] = {}
     content_type = b""
     for raw, text in headers:
@@ -137,7 +139,7 @@ def _binary(headers: Sequence[tuple[bytes, bytes]], value: bytes) -> Record:
         raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
     written = [*attributes.items(), ("content-type", content_type)]
     type_ = attributes.get("ce_type", b"").decode("utf-8", "replace")
-    event = _decoded(type_, written, value)
+    event = _decoded(type_, written, value, now)
     for name, text in attributes.items():
         if not _NAME.fullmatch(name[3:]) or name in ("ce_data", "ce_datacontenttype"):
             raise Refused(errors.NOT_CLOUDEVENT, f"{_told(name)}: no attribute has this name")
@@ -156,10 +158,10 @@ def _unescaped(text: bytes) -> bytes:
     return unquote_to_bytes(text)
 
 
-def _structured(value: bytes) -> Record:
+def _structured(value: bytes, now: int) -> Record:
     typed = read_foreign(_typed, value)
     type_ = typed.type if typed is not None and isinstance(typed.type, str) else ""
-    event = _decoded(type_, _KAFKA, value)
+    event = _decoded(type_, _KAFKA, value, now)
     envelope = read_attributes(_KAFKA, value)[1]
     assert envelope is not None
     headers: Headers = []
@@ -199,11 +201,11 @@ def _told(name: str) -> str:
     return name[:64].encode("ascii", "backslashreplace").decode()
 
 
-def _decoded(type_: str, headers: Headers, value: bytes) -> Event:
+def _decoded(type_: str, headers: Headers, value: bytes, now: int) -> Event:
     """An event in Kafka's binding as the lanes read it. Raises Refused."""
     try:
         # On no topic every type is refused, after what is looked at before it.
-        return decode(type_ if type_ in INPUT else "", headers, value)
+        return decode(type_ if type_ in INPUT else "", headers, value, now)
     except Refused as refusal:
         if refusal.code != errors.TYPE_WRONG_TOPIC:
             raise

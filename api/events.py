@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import time
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -140,7 +141,7 @@ async def _records(
         if index and index % _AT_ONCE == 0:
             await asyncio.sleep(0)
         try:
-            records.append(record(mode, headers, value))
+            records.append(record(mode, headers, value, int(time() * 1000)))
         except Refused as refusal:
             refused.append(_told(index, refusal))
     return records, refused

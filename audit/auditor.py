@@ -606,7 +606,8 @@ class Auditor:
                     partition, Span(letter.record_id.offset, letter.record_id.offset + 1)
                 ):
                     for record in records:
-                        outcome = parse(letter.record_id.topic, record.key, record.value, record.headers)
+                        said = (record.key, record.value, record.headers, record.timestamp)
+                        outcome = parse(letter.record_id.topic, *said)
                         order_id = outcome.order_id if isinstance(outcome, Fact) else ""
             actual = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
@@ -799,7 +800,8 @@ def _about(topic: str, record: Record) -> list[str]:
         decision = parse_decision(record.value, record.headers)
         return order_ids if isinstance(decision, Refusal) else [*order_ids, decision.order_id]
     origin = origin_of_copy(record.headers) if topic == REKEYED else None
-    fact = parse(origin.topic if origin else topic, record.key, record.value, record.headers)
+    said = (record.key, record.value, record.headers, record.timestamp)
+    fact = parse(origin.topic if origin else topic, *said)
     return [*order_ids, fact.order_id] if isinstance(fact, Fact) else order_ids
 
 

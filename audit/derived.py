@@ -36,9 +36,13 @@ VARYING: Final = {
 }
 """Those that may."""
 NOTICES: Final = ("suborder.updated", LATE, "order.status_changed")
+TOLD: Final = ("suborder.created", "suborder.updated", "order.status_changed")
+"""What tells of an order, and asks nobody for anything: it leaves for history too. LATE doesn't: it follows
+from a deadline.
+"""
 TAXES: Final = ("tax_amount", "shipping_tax_amount")
-ALLOCATED: Final = ("lines", "shipping_amount", "allocations")
-"""What refund.request tells only of a decision with allocations."""
+ALLOCATED: Final = ("lines", "shipping_amount", "allocations", "attempt")
+"""What the first refund.request of a decision tells only if it has allocations."""
 DERIVED: Final = (*SAME, *VARYING, *NOTICES)
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
@@ -47,9 +51,11 @@ RecordOf = Callable[[Fact], RecordId | None]
 
 
 class Event:
-    """A derived event. `event_id`, `cause`, `trace`: its CloudEvents attributes id, causeid, traceparent."""
+    """A derived event. `event_id`, `cause`, `trace`, `history`: its CloudEvents attributes id, causeid,
+    traceparent, history.
+    """
 
-    __slots__ = ("cause", "data", "event_id", "offset", "partition", "trace", "type")
+    __slots__ = ("cause", "data", "event_id", "history", "offset", "partition", "trace", "type")
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class Event:
         cause: str,
         trace: str | None,
         value: bytes,
+        history: str | None = None,
     ) -> None:
         """Raises ValueError when `value` is no JSON object."""
         self.type = type_
@@ -68,6 +75,7 @@ class Event:
         self.event_id = event_id
         self.cause = cause
         self.trace = trace
+        self.history = history
         try:
             self.data = _decode(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -83,10 +91,12 @@ class DerivedEvents:
         causes: Mapping[str, set[str | None]],
         record_id: RecordOf,
         findings: Findings,
+        happened: Mapping[str, set[tuple[str, datetime]]] | None = None,
         appended: Appended = lambda fact: None,
     ) -> None:
-        """`causes`: id of each of the order's events -> the traces that events of this id carry. `appended`:
-        when a fact came to the log.
+        """`causes`: id of each of the order's events -> the traces that events of this id carry. `happened`:
+        id of each that other services sent -> types and times of the events of this id. `appended`: when a
+        fact came to the log.
         """
         self._readings = readings
         self._first = readings[0]
@@ -95,11 +105,16 @@ class DerivedEvents:
         self._appended = appended
         self._findings = findings
         self._order_id = self._first.order_id
+        self._happened = happened or {}
         self._expected = [reading.derived() for reading in readings]
+        both = zip(readings, self._expected, strict=True)
+        self._possible = [
+            reading.possible() if reading.live.since else expected for reading, expected in both
+        ]
         self._written = {
             (key[0], msgspec.json.encode(data)): key
-            for expected in self._expected
-            for key, data in expected.items()
+            for possible in self._possible
+            for key, data in possible.items()
             if key[0] != "suborder.created"  # which says more than it must
         }
         """(type, bytes) of what may be there -> what it is."""
@@ -126,12 +141,20 @@ class DerivedEvents:
 
     # -- one after the other, in the order of their topics ---------------------------------------------------
 
-    def take_written(self, type_: str, event_id: str, cause: str, trace: str | None, value: bytes) -> bool:
+    def take_written(
+        self,
+        type_: str,
+        event_id: str,
+        cause: str,
+        trace: str | None,
+        value: bytes,
+        history: str | None = None,
+    ) -> bool:
         """Take an event if it is, byte for byte, what the facts call for; False: it has to be looked at."""
         key = self._written.get((type_, value))
         if key is None or event_id != self._first.made_id(f"{type_}:{key[1]}"):
             return False
-        if trace not in self._causes.get(cause, ()):
+        if trace not in self._causes.get(cause, ()) or self._history_wrong(type_, cause, history):
             return False
         if key in self._seen:
             self.repetitions += 1
@@ -147,6 +170,8 @@ class DerivedEvents:
             return
         self._look_at_cause(event, where)
         self._look_at_taxes(event, where)
+        if wrong := self._history_wrong(event.type, event.cause, event.history):
+            self._findings.at_rest("derived", self._order_id, where, *wrong)
         if event.type in SAME:
             self._take_same(event, where)
         elif event.type == "suborder.updated":
@@ -187,6 +212,40 @@ class DerivedEvents:
                 if isinstance(said, dict) and name in said and not _same(name, "0", said[name]):
                     self._findings.broken("derived", self._order_id, where, f"no {name}", said[name])
 
+    def _history_wrong(self, type_: str, cause: str, history: str | None) -> tuple[str, str] | tuple[()]:
+        """What is wrong, as (expected, actual), about an event of this attribute `history` that was made by
+        the event of this id.
+        """
+        wrong: list[tuple[str, str] | tuple[()]] = [
+            () if reading.created is None else self._history_apart(reading, type_, cause, history)
+            for reading in self._readings
+        ]
+        return first_pair(wrong) if all(wrong) else ()
+
+    def _history_apart(
+        self, reading: Reading, type_: str, cause: str, history: str | None
+    ) -> tuple[str, str] | tuple[()]:
+        since, causes = reading.live.since, self._happened.get(cause, ())
+        if since is None:
+            return () if history is None else ("no attribute history", history)
+        may_be_history = any(time < since for _, time in causes)
+        may_be_live = not causes or any(time >= since for _, time in causes)
+        # order.created makes what facts that had waited for it cause, too.
+        first = any(kind == "order.created" for kind, _ in causes)
+        if first and (
+            reading.live_facts_may_have_waited or (type_ not in TOLD and reading.own_facts_may_have_waited)
+        ):
+            may_be_live = True
+        if type_ not in TOLD:
+            if history is not None:
+                return "no attribute history: a command", history
+            return () if may_be_live else ("no command: history made it", type_)
+        if history is None:
+            return () if may_be_live else ("attribute history true", "none")
+        if history != "true" or not may_be_history:
+            return f"attribute history {'true' if may_be_history else 'none'}", history
+        return ()
+
     def _look_at_id(self, event: Event, where: str, name: str) -> None:
         event_id = self._first.made_id(f"{event.type}:{name}")
         if event.event_id != event_id:
@@ -197,7 +256,7 @@ class DerivedEvents:
         key = (event.type, str(made_id))
         if event.type == "refund.request" and not _same_attempt(1, event.data.get("attempt", 1)):
             key = (event.type, f"{made_id}:{event.data['attempt']}")
-        contents = [expected[key] for expected in self._expected if key in expected]
+        contents = [possible[key] for possible in self._possible if key in possible]
         if not contents:
             self._findings.at_rest(
                 "derived", self._order_id, where, "no such event", f"{SAME[event.type]} {key[1]}"
@@ -219,7 +278,7 @@ class DerivedEvents:
             )
         elif event.type == "refund.request" and not any("allocations" in content for content in contents):
             for name in ALLOCATED:
-                if name in event.data:
+                if name in event.data and not any(name in content for content in contents):
                     self._findings.broken("derived", self._order_id, where, f"no {name}", event.data[name])
         self._look_at_id(event, where, key[1])
 
@@ -252,7 +311,7 @@ class DerivedEvents:
                 return []
             whose["at_most"] = reading.releasable(str(seller))
             return [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}]
-        if seller not in reading.sellers:
+        if seller not in reading.sellers or not reading.may_be_labelled:
             return []
         ids = {
             "label_request_id": reading.made_id(f"label:{seller}"),
@@ -347,7 +406,8 @@ class DerivedEvents:
             for seller in reading.surely_released()
         }
         certain |= {
-            ("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits
+            ("stock.commit", reading.made_id(f"commit:{shipment_id}"))
+            for shipment_id in reading.surely_committed()
         }
         return certain
 

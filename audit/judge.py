@@ -21,6 +21,7 @@ from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first
 from audit.findings import Findings
 from audit.foreign import read_json
 from audit.index import Index, Letter
+from audit.promises import subject_of
 from audit.reference import (
     LATE,
     ROOM,
@@ -50,7 +51,7 @@ FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL, TOUCHED = range(8)
     FACT           number of the topic in LANE, partition, offset, timestamp in ms, value,
                    headers (see _as_read)
     DERIVED_EVENT  number of the topic in derived.DERIVED, partition, offset, id, causeid,
-                   traceparent or None, value
+                   traceparent or None, value, history or None
     STATE          offset in the changelog, value or None
     ROW            number of the table, line of COPY
     ENTRY          Redis key, TTL in ms, string or None
@@ -112,13 +113,15 @@ class Known(NamedTuple):
 class Held:
     """An order of the log.
 
-    `raws` are its records as they came, `causes` the ids of its events with the traces that go on from them.
+    `raws` are its records as they came, `causes` the ids of its events with the traces that go on from them,
+    `happened` those of other services' events with their types and times.
     """
 
     order: Order
     appended: int
     raws: dict[RecordId, Item] = field(default_factory=dict)
     causes: dict[str, set[str | None]] = field(default_factory=dict)
+    happened: dict[str, set[tuple[str, datetime]]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     placed: bool = False
     """Its order.created was made of a checkout."""
@@ -193,6 +196,7 @@ class Judge:
         if held is not None:
             self._count_order(held)
             self._judge_refunds(held)
+            self._judge_deadlines(held)
             self._want_letters(held)
         events = self._judge_derived(order_id, held, derived, known)
         self._judge_rows(order_id, held, rows)
@@ -246,10 +250,10 @@ class Judge:
                 self._refuse("origin_unknown", record_ids, {record_id: item})
                 return held
             record_ids.append(origin)
-            parsed = read(origin.topic, value, own_headers(headers))
+            parsed = read(origin.topic, value, own_headers(headers), timestamp)
         else:
             self._counts["records"] += 1
-            parsed = read(topic, value, headers)
+            parsed = read(topic, value, headers, timestamp)
         fact = self._of_then(parsed.outcome, record_ids[-1])
         if isinstance(fact, Refusal):
             self._refuse(fact.code, record_ids, dict.fromkeys(record_ids, item))
@@ -272,6 +276,7 @@ class Judge:
         held.appended = min(held.appended, timestamp)
         self._add(held, fact, record_ids, item)
         held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
+        held.happened.setdefault(parsed.event_id, set()).add((fact.type, fact.time))
         if topic == CREATED and dict(headers).get("ce_source") == OURS:
             held.placed = True
             self._index.add_placed(order_id)
@@ -298,7 +303,7 @@ class Judge:
 
     def _take_checkout(self, record_id: RecordId, value: bytes | None, headers: Any, item: Item) -> None:
         self._counts["records"] += 1
-        fact = self._of_then(read(CHECKOUT, value, headers).outcome, record_id)
+        fact = self._of_then(read(CHECKOUT, value, headers, item[5]).outcome, record_id)
         if isinstance(fact, Refusal):
             self._refuse(fact.code, [record_id], {record_id: item})
         elif not self._room.begins(fact):
@@ -404,8 +409,11 @@ class Judge:
             return
         amounts = [decision.amount for decision in reading.decisions]
         captured = max(each.captured for each in held.readings)
-        if sum(amounts) > captured:
-            self._findings.at_rest("refunds", order_id, DECISIONS, f"refunds <= captured {captured}", amounts)
+        elsewhere = min(each.known.get("refunded_amount", 0) for each in held.readings)
+        if amounts and sum(amounts) + elsewhere > captured:
+            less = f" less {elsewhere} paid back elsewhere" if elsewhere else ""
+            expected = f"refunds <= captured {captured}{less}"
+            self._findings.at_rest("refunds", order_id, DECISIONS, expected, amounts)
         for what in ("units", "shipping"):
             paid = [each for decision in reading.decisions for each in getattr(decision, what)]
             if len(set(paid)) < len(paid):
@@ -423,6 +431,10 @@ class Judge:
             else:
                 self._judge_decision(held, decision.n, amount)
             self._judge_allocations(held, decision)
+            if not any(each.may_be_decided(decision) for each in held.readings):
+                expected = f"no refund of {decision.cause} {decision.cause_id}: it is history"
+                where = f"{DECISIONS} n {decision.n}"
+                self._findings.at_rest("refunds", order_id, where, expected, decision.amount)
         for owed in reading.owed():
             if owed.covered and all(owed in each.owed() for each in held.readings):
                 expected = f"{owed.cause} {owed.cause_id}: {owed.amount} decided"
@@ -481,7 +493,11 @@ class Judge:
                 f"amount {min(filter(None, costs), default=0)}, for what it names",
                 amount,
             )
-        tax_amount = held.reading.decisions[n].tax_amount
+        decision, tax_amount = held.reading.decisions[n], held.reading.decisions[n].tax_amount
+        if decision.cause == "closed" and any(
+            reading.tells_what_is_paid_elsewhere for reading in held.readings
+        ):
+            return  # what was left then depends on what was known
         if tax_amount not in taxes and (
             tax_amount is not None or all(reading.taxed for reading in held.readings)
         ):
@@ -492,6 +508,15 @@ class Judge:
                 f"tax_amount {min(filter(None, taxes), default=0)}",
                 "none" if tax_amount is None else tax_amount,
             )
+
+    def _judge_deadlines(self, held: Held) -> None:
+        """Of an order that another system began, nobody waits for what that system saw to."""
+        unexpected = [reading.unexpected_deadlines() for reading in held.readings]
+        for fact in unexpected[0] if all(unexpected) else []:
+            actual = f"{fact.content['deadline']} {subject_of(fact.content) or ''}".rstrip()
+            expected = "no such deadline: another system saw to it"
+            where, record_id = DECISIONS, held.record_of(fact)
+            self._findings.at_rest("derived", held.order_id, where, expected, actual, record_id)
 
     # -- dead letters ----------------------------------------------------------------------------------------
 
@@ -585,16 +610,23 @@ class Judge:
         events = (
             None
             if held is None
-            else DerivedEvents(held.readings, held.causes, held.record_of, self._findings, held.appended_of)
+            else DerivedEvents(
+                held.readings,
+                held.causes,
+                held.record_of,
+                self._findings,
+                held.happened,
+                held.appended_of,
+            )
         )
         if events is not None and known is not None:
             events.recall(known.seen, [Event(DERIVED[item[2]], *item[3:]) for item in known.last])
-        for _, _, number, partition, offset, event_id, cause, trace, value in items:
-            if events is not None and events.take_written(DERIVED[number], event_id, cause, trace, value):
+        for _, _, number, partition, offset, *said in items:
+            if events is not None and events.take_written(DERIVED[number], *said):
                 continue
             where = f"{DERIVED[number]}/{partition}@{offset}"
             try:
-                event = Event(DERIVED[number], partition, offset, event_id, cause, trace, value)
+                event = Event(DERIVED[number], partition, offset, *said)
             except ValueError as error:
                 self._findings.broken("derived", order_id, where, "a JSON object", error)
                 continue
@@ -908,7 +940,8 @@ def _as_item(key: bytes, event: Event) -> Item:
     """A derived event as it was read."""
     number, value = DERIVED.index(event.type), msgspec.json.encode(event.data)
     where = (number, event.partition, event.offset)
-    return (key, DERIVED_EVENT, *where, event.event_id, event.cause, event.trace, value)
+    said = (event.event_id, event.cause, event.trace, value, event.history)
+    return (key, DERIVED_EVENT, *where, *said)
 
 
 def _numbers(reading: Reading) -> set[tuple[str, str]]:

@@ -328,10 +328,11 @@ class LaneAudit:
                     headers, value = self._structured(partition, record)
                     if value is None:
                         continue
-                event_id, cause, trace = (
+                event_id, cause, trace, history = (
                     headers.get("ce_id"),
                     headers.get("ce_causeid"),
                     headers.get("ce_traceparent"),
+                    headers.get("ce_history"),
                 )
                 if not event_id or not cause or not headers.get("ce_source") or not headers.get("ce_time"):
                     where = f"{name_of(partition)}@{record.offset}"
@@ -347,6 +348,7 @@ class LaneAudit:
                     text_of(cause or b""),
                     None if trace is None else text_of(trace),
                     value,
+                    None if history is None else text_of(history),
                 )
                 add(crc32(key) % buckets, item, len(value) + 180)
 

@@ -28,6 +28,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
+from audit.history import Elsewhere, Live, counted_as_paid, paid_back
 from audit.promises import BY, DELIVER, FIELDS, SHIP, UNSHIPPED, Late, Promises, subject_of
 from audit.refunds import Allocation, LeftOver, allocate, misallocated
 from audit.rows import more_rows
@@ -57,6 +58,8 @@ PENDING, IN_TRANSIT, DELIVERED, RETURNED = range(4)
 RANKS: Final = {"pending": PENDING, "in_transit": IN_TRANSIT, "delivered": DELIVERED, "returned": RETURNED}
 STAGES: Final = ("requested", "processed", "rejected")
 LATE: Final = timedelta(days=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 # -- records -------------------------------------------------------------------------------------------------
@@ -166,15 +169,18 @@ class Parsed(NamedTuple):
     traceparent: str | None
 
 
-def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Fact | Refusal:
-    """What a record of an input topic says.
+def parse(
+    topic: str, key: bytes | None, value: bytes | None, headers: Headers, taken: int | None = None
+) -> Fact | Refusal:
+    """What a record of an input topic says. `taken`: when Kafka took it, ms; None or 0: not
+    known.
     The key is not judged: a record under another key than its order's is re-keyed, not refused.
     """
     del key
-    return read(topic, value, headers).outcome
+    return read(topic, value, headers, taken).outcome
 
 
-def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
+def read(topic: str, value: bytes | None, headers: Headers, taken: int | None = None) -> Parsed:
     """The same, with what derived events carry on of it (empty where it is refused)."""
     try:
         envelope = Envelope(value, headers)
@@ -183,7 +189,7 @@ def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
             raise Refused("type_unknown", type_[:100])
         if type_ != topic:
             raise Refused("type_wrong_topic", f"{type_} on {topic}")
-        fact = _fact(type_, _happened(envelope), envelope.data())
+        fact = _fact(type_, _happened(envelope), envelope.data(), taken)
         return Parsed(fact, event_id, envelope.traceparent())
     except Refused as refused:
         return Parsed(refused.refusal, "", None)
@@ -711,6 +717,8 @@ _PLACED_TOO: Final[dict[str, Reader]] = {
     "prices_include_tax": _boolean,
     "cart_id": _uuid,
     "cart_created_at": _text,
+    "live_from": _time,
+    "refunded_amount": _text,
 }
 _REPLIED: Final[dict[str, Reader]] = {"reason": _text, "attempt": _whole(1, MOST_ATTEMPTS)}
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
@@ -768,7 +776,7 @@ of it without the others.
 """
 
 
-def _fact(type_: str, time: datetime, data: Any) -> Fact:
+def _fact(type_: str, time: datetime, data: Any, taken: int | None = None) -> Fact:
     content = _fields(data, *_FIELDS[type_])
     _refuse_nul(content)
     if type_ == "checkout.completed":
@@ -777,7 +785,7 @@ def _fact(type_: str, time: datetime, data: Any) -> Fact:
     if "currency" in content and content["currency"] not in MINOR_DIGITS:
         raise Refused("currency_unknown", "currency")
     if type_ in ("order.created", "checkout.completed"):
-        content = _created(content)
+        content = _created(content, taken or 0)
     elif type_ in ("order.paid", "refund.granted"):
         content["amount"] = _money(content["amount"], content["currency"], "amount")
         if content["amount"] == 0:
@@ -795,7 +803,7 @@ def _fact(type_: str, time: datetime, data: Any) -> Fact:
     return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content, reason)
 
 
-def _created(content: Mapping[str, Any]) -> dict[str, Any]:
+def _created(content: Mapping[str, Any], taken: int) -> dict[str, Any]:
     currency = content["currency"]
     items = tuple(
         _priced(item, currency, f"items[{number}].") for number, item in enumerate(content["items"])
@@ -803,10 +811,14 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_repeated(items)
     amounts = {
         name: _money(content[name], currency, name)
-        for name in ("total_amount", "discount_amount")
+        for name in ("total_amount", "discount_amount", "refunded_amount")
         if name in content
     }
     times = {name: _time(content[name], name) for name in ("cart_created_at",) if name in content}
+    if "refunded_amount" in content and "live_from" not in content:
+        raise Refused("field_malformed", "refunded_amount")
+    if taken > 0 and (content.get("live_from", _EPOCH) - _EPOCH) // _MILLISECOND > taken:
+        raise Refused("field_malformed", "live_from")
     taxes = sum(tax["amount"] for line in items for tax in _taxes_of(line))
     if "prices_include_tax" not in content and any(_taxes_of(line) for line in items):
         raise Refused("field_malformed", "prices_include_tax")
@@ -950,11 +962,12 @@ class RecordId(NamedTuple):
 @dataclass(slots=True)
 class Candidate:
     """One content of a natural key, with the earliest time (and that time's reason) of its
-    repetitions and where they lie.
+    repetitions, their latest time and where they lie.
     """
 
     fact: Fact
     records: list[RecordId] = field(default_factory=list)
+    latest: datetime | None = None
 
 
 class Order:
@@ -1007,6 +1020,7 @@ class Order:
             candidate = Candidate(fact)
             self.candidates.setdefault(fact.key, []).append(candidate)
         candidate.fact = earlier
+        candidate.latest = max(fact.time, candidate.latest or fact.time)
         if record is not None:
             candidate.records.append(record)
         self._first.setdefault((fact.key, rekeyed), candidate)
@@ -1033,7 +1047,13 @@ class Order:
         choices = [self.winners(key) for key in self.candidates]
         picks = itertools.islice(itertools.product(*choices), most)
         return [
-            Reading(self.order_id, [candidate.fact for candidate in pick], self.decisions) for pick in picks
+            Reading(
+                self.order_id,
+                [candidate.fact for candidate in pick],
+                self.decisions,
+                {each.fact.key: each.latest for each in pick if each.latest not in (None, each.fact.time)},
+            )
+            for pick in picks
         ]
 
     def reading(self) -> Reading:
@@ -1216,7 +1236,14 @@ class Reading:
     While order.created is unknown all facts wait.
     """
 
-    def __init__(self, order_id: str, facts: Iterable[Fact], decisions: Mapping[int, Decision]) -> None:
+    def __init__(
+        self,
+        order_id: str,
+        facts: Iterable[Fact],
+        decisions: Mapping[int, Decision],
+        latest: Mapping[NaturalKey, datetime] | None = None,
+    ) -> None:
+        """`latest`: the latest time of the facts whose repetitions say several."""
         self.order_id = order_id
         self.namespace = uuid_bytes(order_id)
         self._made: dict[str, str] = {}
@@ -1224,6 +1251,9 @@ class Reading:
         self.decisions = [decisions[n] for n in sorted(decisions)]
         self.version = len(self.facts)
         self.created = next((fact for fact in self.facts if fact.type == "order.created"), None)
+        since = None if self.created is None else self.created.content.get("live_from")
+        self.live = Live(since, latest or {})
+        """Which of its facts are history."""
         known = [] if self.created is None else self.created.content["items"]
         self.items: dict[str, Mapping[str, Any]] = {item["item_id"]: item for item in known}
         self.sellers = sorted({item["seller_id"] for item in known})
@@ -1565,7 +1595,7 @@ class Reading:
 
     @functools.cached_property
     def grants(self) -> dict[str, int]:
-        """grant_id -> its amount, by (time, grant_id)."""
+        """grant_id -> its amount, by (time, grant_id), those of history too."""
         facts = sorted(self._of("refund.granted"), key=lambda fact: (fact.time, fact.content["grant_id"]))
         return {fact.content["grant_id"]: fact.content["amount"] for fact in facts}
 
@@ -1575,9 +1605,107 @@ class Reading:
         facts = sorted(self._of("order.paid"), key=lambda fact: (fact.time, fact.content["payment_id"]))
         return {fact.content["payment_id"]: fact.content["amount"] for fact in facts}
 
+    @functools.cached_property
+    def captured_by_history(self) -> int:
+        """Minor units of payments that are history."""
+        return sum(fact.content["amount"] for fact in self._of("order.paid") if self.live.is_history(fact))
+
+    @functools.cached_property
+    def elsewhere(self) -> Elsewhere:
+        """What another system's returns, and what was rejected and released there, count as paid for."""
+        if self.live.since is None:
+            return Elsewhere()
+        returned, gone = dict.fromkeys(self.items, 0), dict.fromkeys(self.items, 0)
+        ours = {decision.cause_id for decision in self.decisions if decision.cause == "return"}
+        for return_id, stage in self.returns.items():
+            # One that we paid for, before it turned out to be history, named its units.
+            if (
+                stage.content["status"] == "processed"
+                and self.live.is_history(stage)
+                and return_id not in ours
+            ):
+                item_id = stage.content["item_id"]
+                returned[item_id] += stage.content.get("quantity", self.items[item_id]["quantity"])
+        for reply in (*self._of("stock.rejected"), *self._of("stock.released")):
+            if self.live.is_history(reply):
+                for item_id, count in self._named(reply).items():
+                    gone[item_id] += min(count, self.items[item_id]["quantity"])
+        paid_shipping = {item_id for decision in self.decisions for item_id in decision.shipping}
+        units: set[tuple[str, int]] = set()
+        shipping: set[str] = set()
+        cost = tax = 0
+        for line in self.lines:
+            if not returned[line.item_id] and not gone[line.item_id]:
+                continue
+            decided = {
+                number - FIRST_UNIT
+                for decision in self.decisions
+                for item_id, number in decision.units
+                if item_id == line.item_id
+            }
+            for place in counted_as_paid(
+                line.quantity, line.live_count, decided, returned[line.item_id], gone[line.item_id]
+            ):
+                unit = line.unit(place)
+                units.add((line.item_id, unit.number))
+                cost, tax = cost + unit.cost, tax + unit.tax
+            if gone[line.item_id] >= line.quantity and line.item_id not in paid_shipping:
+                shipping.add(line.item_id)
+                cost, tax = cost + line.shipping_cost, tax + line.shipping_tax
+        return Elsewhere(frozenset(units), frozenset(shipping), cost, tax)
+
+    @property
+    def paid_back_elsewhere(self) -> int:
+        """Minor units that another system paid back, by what is known."""
+        if self.live.since is None:
+            return 0
+        total, cost = self.known["total_amount"], self.elsewhere.cost
+        return paid_back(self.known.get("refunded_amount"), self.captured_by_history, total, cost)
+
+    @property
+    def most_paid_back_elsewhere(self) -> int:
+        """The most that may have counted as that at any time, whatever was known then."""
+        if self.live.since is None:
+            return 0
+        most: int = self.known.get("refunded_amount", self.captured_by_history)
+        return most
+
+    @property
+    def tells_what_is_paid_elsewhere(self) -> bool:
+        """Whether history names units: which of them count as paid for depended on what was known."""
+        return any(
+            self.live.is_history(fact)
+            for type_ in ("order.returned", "stock.rejected", "stock.released")
+            for fact in self._of(type_)
+        )
+
+    @property
+    def _closing(self) -> list[Fact]:
+        """Of an order without live units some of these, or a final deadline, must be ours: else the other
+        system has seen to it.
+        """
+        return [*self._of("order.paid"), *self._of("stock.rejected"), *self._of("stock.released")]
+
+    def may_be_decided(self, decision: Decision) -> bool:
+        """Whether what a decision is about may not have been history when it was decided."""
+        if self.live.since is None:
+            return True
+        cause_id = decision.cause_id
+        about: Sequence[Fact] = self._closing
+        if decision.cause == "return":
+            processed = [fact for fact in self._of("order.returned") if fact.content["status"] == "processed"]
+            about = [fact for fact in processed if fact.content["return_id"] == cause_id]
+        elif decision.cause == "grant":
+            about = [fact for fact in self._of("refund.granted") if fact.content["grant_id"] == cause_id]
+        elif decision.cause == "stock":
+            about = [fact for fact in about if fact.content.get("seller_id") == cause_id]
+        ours = bool(self.given_up) if decision.cause == "closed" else cause_id in self.given_up
+        return ours or not about or any(map(self.live.may_have_been_live, about))
+
     def allocate(self, amount: int) -> tuple[Allocation, ...]:
         """Which payments the next decision, of this amount, goes back to."""
         taken, untied = self._taken_before(len(self.decisions))
+        untied += self.paid_back_elsewhere
         return allocate(amount, list(self.payments.items()), taken, untied)
 
     def misallocated(self, n: int) -> tuple[str, str] | None:
@@ -1586,6 +1714,7 @@ class Reading:
         if decision.allocations is None:
             return None
         taken, untied = self._taken_before(n)
+        untied += self.most_paid_back_elsewhere
         return misallocated(decision.amount, decision.allocations, self.payments, taken, untied)
 
     def _taken_before(self, n: int) -> tuple[dict[str, int], int]:
@@ -1605,8 +1734,9 @@ class Reading:
 
     @property
     def _money_left(self) -> LeftOver:
-        goodwill = self._goodwill_before(len(self.decisions))
-        return LeftOver(self.captured, self.known["total_amount"], self.refunded, goodwill)
+        elsewhere = self.paid_back_elsewhere
+        goodwill = self._goodwill_before(len(self.decisions)) + elsewhere
+        return LeftOver(self.captured, self.known["total_amount"], self.refunded + elsewhere, goodwill)
 
     def may_pay(self, decision: Decision) -> bool:
         """Whether a decision's amount may be what it names costs, or what was left of the captured money.
@@ -1616,9 +1746,20 @@ class Reading:
         cost = self.pays_for(decision)
         if cost is None or decision.cause == "grant":
             return cost in (None, decision.amount)
-        refunded = sum(each.amount for each in self.decisions[: decision.n])
-        goodwill = self._goodwill_before(decision.n)
+        elsewhere = self.most_paid_back_elsewhere
+        refunded = sum(each.amount for each in self.decisions[: decision.n]) + elsewhere
+        goodwill = self._goodwill_before(decision.n) + elsewhere
         return LeftOver.may_pay(decision.amount, cost, self.known["total_amount"], refunded, goodwill)
+
+    def _grants_owed(self, remaining: int) -> Iterator[Owed]:
+        """Grants that aren't decided, but for those of history. `remaining`: minor units."""
+        paid = {decision.cause_id for decision in self.decisions if decision.cause == "grant"}
+        paid |= {
+            fact.content["grant_id"] for fact in self._of("refund.granted") if self.live.is_history(fact)
+        }
+        for grant_id, amount in self.grants.items():
+            if grant_id not in paid:
+                yield Owed(amount, "grant", grant_id, (), (), remaining >= amount)
 
     def owed(self) -> list[Owed]:
         """Refunds due and not decided, each looked at by itself; one that captured money
@@ -1627,9 +1768,12 @@ class Reading:
         money = self._money_left
         remaining = money.captured - money.refunded
         if not any(line.live_count for line in self.lines):
-            return [Owed(remaining, "closed", self.order_id, (), (), True)] if remaining > 0 else []
-        paid_units = {unit for decision in self.decisions for unit in decision.units}
+            ours = self.given_up or not all(map(self.live.is_history, self._closing))
+            due_now = remaining > 0 and ours
+            return [Owed(remaining, "closed", self.order_id, (), (), True)] if due_now else []
+        paid_units = {unit for decision in self.decisions for unit in decision.units} | self.elsewhere.units
         paid_shipping = {item_id for decision in self.decisions for item_id in decision.shipping}
+        paid_shipping |= self.elsewhere.shipping
         paid_returns = {decision.cause_id for decision in self.decisions if decision.cause == "return"}
         lines = {line.item_id: line for line in self.lines}
 
@@ -1657,7 +1801,11 @@ class Reading:
 
         result = []
         for return_id, stage in sorted(self.returns.items()):
-            if stage.content["status"] == "processed" and return_id not in paid_returns:
+            if (
+                stage.content["status"] == "processed"
+                and return_id not in paid_returns
+                and not self.live.is_history(stage)
+            ):
                 line = lines[stage.content["item_id"]]
                 count = stage.content.get("quantity", line.quantity)
                 lowest = unpaid_of(line.item_id, False)[:count]
@@ -1676,10 +1824,7 @@ class Reading:
                         [line for line in own if not line.live_count and line.item_id not in paid_shipping],
                     )
                 )
-        granted = {decision.cause_id for decision in self.decisions if decision.cause == "grant"}
-        for grant_id, amount in self.grants.items():
-            if grant_id not in granted:
-                result.append(Owed(amount, "grant", grant_id, (), (), remaining >= amount))
+        result += self._grants_owed(remaining)
         return [owed for owed in result if owed.amount > 0]
 
     # .. anomalies
@@ -1697,6 +1842,9 @@ class Reading:
                     money_text(self.captured - self.known["total_amount"], self.currency),
                 )
             )
+        above = self.known.get("refunded_amount", 0) - self.captured_by_history
+        if above > 0:
+            codes.append(Anomaly("refunded_above_history", money_text(above, self.currency)))
         for line in self.lines:
             quantity = line.item["quantity"]
             if line.processed > quantity:
@@ -1704,11 +1852,13 @@ class Reading:
             if line.in_parcels > quantity - line.gone:
                 codes.append(Anomaly("in_transit_above_stock", line.item_id))
         for fact in self.accepted:
+            if self.live.is_history(fact):
+                continue  # its reservations and refunds aren't ours
             if fact.type.startswith("stock.") and fact.content["reservation_id"] != self.made_id(
                 f"reservation:{fact.content['seller_id']}"
             ):
                 codes.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
-        failed = self._refunds_said("refund.failed") - self._refunds_said("refund.completed")
+        failed = self._refunds_failed - self._refunds_said("refund.completed")
         codes += [Anomaly("refund_failed", refund_id) for refund_id in sorted(failed)]
         codes += self._silences()
         codes += [
@@ -1731,7 +1881,7 @@ class Reading:
         """What was asked for in vain until nobody asked any longer."""
         given_up = [fact.content for fact in self._of("deadline.passed") if fact.content["final"]]
         scanned = {scan.content["seller_id"] for scan in self._moving()}
-        replied = self._refunds_said("refund.completed") | self._refunds_said("refund.failed")
+        replied = self._refunds_said("refund.completed") | self._refunds_failed
         waiting = {
             line.seller_id
             for line in self.lines
@@ -1753,6 +1903,12 @@ class Reading:
     def _refunds_said(self, type_: str) -> set[str]:
         """Refunds of which the payment service said this, of one attempt at least."""
         return {fact.content["refund_id"] for fact in self._of(type_)}
+
+    @property
+    def _refunds_failed(self) -> set[str]:
+        """Refunds of which an attempt failed; what failed in history isn't one of ours."""
+        failed = self._of("refund.failed")
+        return {fact.content["refund_id"] for fact in failed if not self.live.is_history(fact)}
 
     # .. promises
     # .................................................................................................
@@ -1833,8 +1989,17 @@ class Reading:
         """(type, id) -> data of every derived event that is the same in any order of arrival, and of
         refund.request for each decision.
         """
+        return self._derived(self.live.is_surely_live)
+
+    def possible(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The same with those of facts that are history and may not have been when they came."""
+        return self._derived(self.live.may_have_been_live)
+
+    def _derived(self, is_live: Callable[[Fact], bool]) -> dict[tuple[str, str], dict[str, Any]]:
+        """`is_live`: whether a fact causes commands."""
         if self.created is None:
             return {}
+        begun = is_live(self.created)
         events: dict[tuple[str, str], dict[str, Any]] = {}
         known, currency = self.known, self.currency
         for suborder in self.suborders:
@@ -1850,13 +2015,14 @@ class Reading:
                 "version": 1,
             }
             reservation_id = self.made_id(f"reservation:{suborder.seller_id}")
-            events["stock.reserve", reservation_id] = {
-                "reservation_id": reservation_id,
-                "order_id": self.order_id,
-                "seller_id": suborder.seller_id,
-                "items": [self._item_data(item, item["quantity"]) for item in items],
-            }
-        if known["total_amount"]:
+            if begun:
+                events["stock.reserve", reservation_id] = {
+                    "reservation_id": reservation_id,
+                    "order_id": self.order_id,
+                    "seller_id": suborder.seller_id,
+                    "items": [self._item_data(item, item["quantity"]) for item in items],
+                }
+        if known["total_amount"] and begun:
             payment_request_id = self.made_id("payment")
             events["payment.initiate", payment_request_id] = {
                 "payment_request_id": payment_request_id,
@@ -1867,7 +2033,7 @@ class Reading:
             }
         for stage in self._of("order.returned"):
             content = stage.content
-            if content["status"] != "processed" or not content.get("restock", True):
+            if content["status"] != "processed" or not content.get("restock", True) or not is_live(stage):
                 continue
             item = self.items[content["item_id"]]
             restock_id = self.made_id(f"restock:{content['return_id']}")
@@ -1918,7 +2084,7 @@ class Reading:
             {"payment_id": payment_id, "amount": money_text(part, self.currency)}
             for payment_id, part in decision.allocations
         ]
-        return {**asked, "allocations": allocations}
+        return {**asked, "allocations": allocations, "attempt": 1}
 
     def _paid_for(self, decision: Decision) -> dict[str, Any]:
         """The lines and the shipping that a decision names, as refund.request tells them. Raises LookupError
@@ -2017,7 +2183,7 @@ class Reading:
     @functools.cached_property
     def commits(self) -> dict[str, list[dict[str, Any]]]:
         """shipment_id -> the data that its stock.commit may have, for every parcel ever
-        scanned in transit or further.
+        scanned in transit or further by a scan that is no history.
 
         Which scan came first depends on the order of arrival, and the parcel's items are those of that scan,
         of a line no more than it has.
@@ -2026,7 +2192,7 @@ class Reading:
             return {}
         commits: dict[str, list[dict[str, Any]]] = {}
         for scan in self._of("shipment.updated"):
-            if RANKS[scan.content["status"]] >= IN_TRANSIT:
+            if RANKS[scan.content["status"]] >= IN_TRANSIT and self.live.may_have_been_live(scan):
                 shipment_id, seller_id = scan.content["shipment_id"], scan.content["seller_id"]
                 commits.setdefault(shipment_id, []).append(
                     {
@@ -2043,10 +2209,20 @@ class Reading:
                 )
         return commits
 
+    def surely_committed(self) -> set[str]:
+        """Parcels whose stock.commit is due in any order of arrival: history doesn't know of them."""
+        moved = self._moving()
+        known = {scan.content["shipment_id"] for scan in moved if self.live.is_history(scan)}
+        return {scan.content["shipment_id"] for scan in moved} - known
+
     @functools.cached_property
     def cancelled(self) -> set[str]:
         """Sellers whose units a cancellation asks back."""
-        asked = [fact.content.get("seller_id") for fact in self._of("order.cancel_requested")]
+        return self._cancelled(lambda fact: True)
+
+    def _cancelled(self, counts: Callable[[Fact], bool]) -> set[str]:
+        """The same by some of the cancellations."""
+        asked = [fact.content.get("seller_id") for fact in self._of("order.cancel_requested") if counts(fact)]
         return set(self.sellers) if None in asked else {seller for seller in asked if seller is not None}
 
     @functools.cached_property
@@ -2084,28 +2260,75 @@ class Reading:
             for content in passed
             if content["deadline"] == "release" and not content["final"]
         }
-        return self.cancelled | (self.given_up & reserved) | again
+        cancelled = self._cancelled(self.live.may_have_been_live)
+        return cancelled | (self.given_up & reserved) | again
 
     def surely_released(self) -> set[str]:
         """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never
         moved, came back or was gone.
         """
-        if not self.cancelled:
+        cancelled = self._cancelled(self.live.is_surely_live)
+        if not cancelled:
             return set()
         moved = {item_id for scan in self._moving() for item_id in self._named(scan)}
         moved |= {stage.content["item_id"] for stage in self._of("order.returned")}
         return {
             line.seller_id for line in self.lines if line.item_id not in moved and line.gone < line.quantity
-        } & self.cancelled
+        } & cancelled
 
     def surely_labelled(self) -> set[str]:
         """Sellers for whom a label is due in any order of arrival: the order is confirmed or further, units
-        not gone, no parcel moved.
+        not gone, no parcel moved. Where history may have brought it there none has to be; of an order that
+        is history itself only a payment brings it there.
         """
-        if self.created is None or self.status() == "pending":
+        if self.created is None or self.status() == "pending" or self.live.tells(self.accepted):
+            return set()
+        if self.live.is_history(self.created) and (
+            not 0 < self.live_total <= self.captured or any(line.gone for line in self.lines)
+        ):
             return set()
         moved = {scan.content["seller_id"] for scan in self._moving()}
         return {line.seller_id for line in self.lines if line.gone < line.quantity} - moved
+
+    @property
+    def may_be_labelled(self) -> bool:
+        """Whether labels may have left: of an order that is history they do by a payment that isn't."""
+        if self.created is None or self.live.may_have_been_live(self.created):
+            return self.created is not None
+        return any(map(self.live.may_have_been_live, self._of("order.paid")))
+
+    @functools.cached_property
+    def live_facts_may_have_waited(self) -> bool:
+        """Whether facts that aren't history may have been there before order.created."""
+        return any(
+            self.live.may_have_been_live(fact)
+            for fact in self.accepted
+            if fact.type not in ("order.created", "deadline.passed")
+        )
+
+    @property
+    def own_facts_may_have_waited(self) -> bool:
+        """The same of deadlines and decisions, which never are history."""
+        return bool(self.decisions or self._of("deadline.passed"))
+
+    def unexpected_deadlines(self) -> list[Fact]:
+        """Deadlines that no order of arrival lets pass: of an order that is history nobody waits for stock,
+        nor for labels that may not have left; a refund that failed in history alone isn't asked for again.
+        """
+        if self.created is None or self.live.since is None:
+            return []
+        never: set[str] = set()
+        if not self.live.may_have_been_live(self.created):
+            never = {"stock"} if self.may_be_labelled else {"stock", "label"}
+        failed = [fact for fact in self._of("refund.failed") if self.live.may_have_been_live(fact)]
+        retried = {fact.content["refund_id"] for fact in failed}
+        passed = self._of("deadline.passed")
+        return [
+            fact
+            for fact in passed
+            if fact.content["deadline"] in never
+            or (fact.content["deadline"] == "refund_retry" and fact.content["refund_id"] not in retried)
+        ]
 
     def _moving(self) -> list[Fact]:
         return [scan for scan in self._of("shipment.updated") if RANKS[scan.content["status"]] >= IN_TRANSIT]
@@ -2125,10 +2348,17 @@ class Reading:
         """Minor units of tax in a decision, one of the order's or the next: that of the units and shipping
         that it names. Of cause closed, see _Unpaid.
 
+        Of a decision of the order that is what it would be if history had named no units.
+
         Raises LookupError as pays_for does.
         """
         if decision.cause == "closed":
-            return self._unpaid[decision.n].tax_of(decision.amount)
+            unpaid = self._unpaid[decision.n]
+            if decision.n == len(self.decisions):
+                unpaid = unpaid._replace(
+                    cost=unpaid.cost - self.elsewhere.cost, tax=unpaid.tax - self.elsewhere.tax
+                )
+            return unpaid.tax_of(decision.amount)
         return self._named_by(decision)[1]
 
     def _named_by(self, decision: Decision) -> tuple[int, int]:

@@ -152,7 +152,9 @@ class _Bench:
         with file.open("w") as out:
             for n in range(lines):
                 print(json.dumps({**order(f"{name}/{n}")[1], "time": "2026-01-01T00:00:00Z"}), file=out)
-        job: str = json.loads(self.command("bulk", "submit", "orders", str(file), "--json"))["job_id"]
+        job: str = json.loads(self.command("bulk", "submit", "orders", str(file), "--as-new", "--json"))[
+            "job_id"
+        ]
         file.unlink()
         return job
 

@@ -25,6 +25,7 @@ from cli.terminal import Bar, Rows, Wide, output, progress
 from cli.text import printable, say
 from errors import OrdersError
 from operations.servers import require
+from operations.submit.cutover import CutOver
 from operations.submit.files import Bounds, temporary, write
 from operations.submit.jobs import Job, Refusal, prepare, send, status
 from operations.submit.mapping import load, ready_text
@@ -104,23 +105,40 @@ MappingName = Annotated[
 ]
 
 
+LiveFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help=(
+            "Until then another system handled these orders, and what happened before causes no command. For"
+            " orders without a live_from of their own."
+        ),
+        show_default=False,
+    ),
+]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
+]
+Again = Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")]
+AsNew = Annotated[bool, typer.Option("--as-new", help="Send old orders as new ones all the same.")]
+
+
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")
-    ],
+    file: File,
     job: JobId = None,
     format: Format = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
-    ] = None,
+    report: Report = None,
     max_bytes: MaxBytes = None,
     mapping: MappingName = None,
+    live_from: LiveFrom = None,
+    as_new: AsNew = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
-    ] = False,
+    again: Again = False,
     why: Reason = None,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +146,8 @@ def submit_command(
 
     The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was.
     A worker with the role bulk or all unpacks it. docs/bulk.md lists the columns; a mapping says which of
-    another program's export they are.
+    another program's export they are. Orders placed more than ORDERS_HISTORY_AGE ago need --live-from or
+    --as-new.
 
     Exits 0 if every line was accepted, 1 if some were refused (the others are sent) or sending failed in the
     middle, 2 if it couldn't run and sent nothing.
@@ -136,10 +155,13 @@ def submit_command(
     Example: [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]
 
     Example: [bold]orders bulk submit orders orders_export.csv --mapping shopify --dry-run[/bold]
+
+    Example: [bold]orders bulk submit orders old-shop.csv --live-from 2026-03-10T12:00:00Z[/bold]
     """
     settings, started = get_settings(), time.monotonic()
     mapped = None if mapping is None else load(mapping)
     job = None if job is None else _uuid(job)
+    cut_over = _cut_over(settings, kind, live_from, as_new)
     sending = _Sending(settings, again)
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
@@ -153,16 +175,20 @@ def submit_command(
             job=job,
             bounds=_bounds(settings, max_bytes),
             mapping=mapped,
+            cut_over=cut_over,
             refuse=refused.add,
             progress=bar.show,
         )
         refused.write(prepared)
+        too_old = None if as_new or not prepared.old else _too_old(file, prepared.old, settings)
+        if too_old is not None and not dry_run:
+            raise too_old
         if prepared.parts and not dry_run:
             with noted(settings, "bulk submit", why) as operation:
                 sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
                 operation.failure = sending.failure
     failure, seconds = sending.failure, time.monotonic() - started
-    outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds)
+    outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds, too_old)
     _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
         say(
@@ -173,6 +199,26 @@ def submit_command(
         _fail(failure, sending.sent)
     if prepared.refused or refused.failed is not None:
         raise typer.Exit(1)
+
+
+def _cut_over(settings: Settings, kind: KindName, live_from: str | None, as_new: bool) -> CutOver:
+    if (live_from is not None or as_new) and kind is not KindName.orders:
+        raise OrdersError(
+            "--live-from and --as-new are for files of orders", f"leave them out for {kind.value}"
+        )
+    if live_from is not None and as_new:
+        raise OrdersError("--live-from and --as-new contradict each other", "give one of them")
+    return CutOver.of(settings, live_from)
+
+
+def _too_old(file: str, count: int, settings: Settings) -> OrdersError:
+    age = timedelta(seconds=settings.history_age)
+    return OrdersError(
+        f"{file}: {count:,} {'order was' if count == 1 else 'orders were'} placed more than {age} ago"
+        " (ORDERS_HISTORY_AGE), and as new ones their customers would be charged again; nothing of it was"
+        " sent",
+        "--live-from TIME says until when another system handled them, --as-new sends them as new",
+    )
 
 
 def _bounds(settings: Settings, max_bytes: int | None) -> Bounds:
@@ -193,6 +239,8 @@ class SubmitResult(NamedTuple):
     dry_run: bool
     failed: bool
     seconds: float
+    too_old: OrdersError | None = None
+    """Why the file would be refused."""
 
 
 class _Refused:
@@ -335,6 +383,7 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
             "parts_sent_now": sent,
             "failed": outcome.failed,
             "ignored_columns": job.ignored,
+            "old_orders": job.old,
         }
         listed = [refusal._asdict() for refusal in refusals]
         print(
@@ -356,6 +405,8 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
     what = f"{job.lines:,} {job.kind} read, {job.accepted:,} right, {job.refused:,} refused"
     if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
+        if outcome.too_old is not None:
+            console.print(f"it would be refused: {outcome.too_old}", style="yellow")
     elif outcome.failed:
         console.print(
             f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed"

@@ -179,7 +179,7 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
                 f"total {money['total']} {currency}"
                 f"{_tax(explanation)}, of live units {money['live_total']}, captured"
                 f" {money['captured']}, ",
-                f"refunds decided {money['refunds_decided']}",
+                f"refunds decided {money['refunds_decided']}{_before(explanation)}",
             ),
         ]
         parts += _table(
@@ -236,6 +236,13 @@ def _tax(explanation: dict[str, Any]) -> str:
     if included is None:
         return ""
     return f" with {explanation['money']['tax']} of tax {'in' if included else 'on top of'} the prices"
+
+
+def _before(explanation: dict[str, Any]) -> str:
+    if explanation["live_from"] is None:
+        return ""
+    paid = explanation["money"]["refunded_before"]
+    return f"; until {second(explanation['live_from'])} another system handled it, and paid back {paid}"
 
 
 def _table(

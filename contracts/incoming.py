@@ -78,7 +78,8 @@ ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=MOST_ITEMS)]
 class OrderCreated(Struct, gc=False):
     """A customer placed an order.
     total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly; with all taxes on top
-    unless prices_include_tax, which is required where there is a tax.
+    unless prices_include_tax, which is required where there is a tax. live_from: until then another system
+    handled the order, and what happened before causes no command; refunded_amount: what it paid back.
     """
 
     order_id: UUID
@@ -91,6 +92,8 @@ class OrderCreated(Struct, gc=False):
     prices_include_tax: bool | UnsetType = UNSET
     cart_id: UUID | UnsetType = UNSET
     cart_created_at: Time | UnsetType = UNSET
+    live_from: Time | UnsetType = UNSET
+    refunded_amount: Money | UnsetType = UNSET
 
 
 class CheckoutCompleted(Struct, gc=False):
@@ -108,6 +111,8 @@ class CheckoutCompleted(Struct, gc=False):
     prices_include_tax: bool | UnsetType = UNSET
     cart_id: UUID | UnsetType = UNSET
     cart_created_at: Time | UnsetType = UNSET
+    live_from: Time | UnsetType = UNSET
+    refunded_amount: Money | UnsetType = UNSET
 
     @property
     def order_id(self) -> UUID:

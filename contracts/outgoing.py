@@ -185,8 +185,8 @@ class RefundAllocation(Struct, gc=False):
 class RefundRequest(Struct, gc=False):
     """Command to the payment service: pay back. Fixed by the decision that it follows.
     lines and shipping_amount say what it pays for, whole, also where less than that is left to be refunded;
-    allocations add up to amount. Requests of decisions of earlier versions have none of the three.
-    attempt: how often it is asked for after failures, with this one; absent: 1.
+    allocations add up to amount. attempt: how often it is asked for after failures, with this one.
+    First requests of decisions of earlier versions have none of the four; absent attempt: 1.
     """
 
     refund_id: str
@@ -313,3 +313,8 @@ SPECS: Final = {spec.type: spec for spec in DERIVED}
 
 DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in SPECS.items()}
 """Derived event type -> wire form of its data."""
+
+NOTICES: Final = frozenset(("suborder.created", "suborder.updated", "order.status_changed"))
+"""Those that tell what happened and ask for nothing: of what another system did they say so, by their
+attribute `history`.
+"""

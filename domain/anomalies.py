@@ -11,11 +11,12 @@ from typing import Final, NamedTuple
 
 from contracts import ids, times
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus
-from domain.order import Order
+from domain.order import Created, Order
 from domain.promises import Promises
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
-from domain.totals import winning_stages
+from domain.taken_over import is_answer, is_history
+from domain.totals import RunningTotals, winning_stages
 
 _NO_NUMBERS: Final[Mapping[str, int]] = {}
 
@@ -44,11 +45,17 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
     created = order.created
     if created is None:
         return []
-    now = view_of(order)
+    totals = RunningTotals(order)
+    now = view_of(order, totals)
     some: list[Anomaly] = []
     if now.captured > now.total:
         numbers = {"captured": now.captured, "total": now.total}
         some.append(Anomaly("overpaid", "captured above the order's total", None, numbers))
+    history, before = totals.history, created.refunded_amount
+    if history is not None and before is not None and before > history.captured:
+        numbers = {"refunded": before, "captured": history.captured}
+        detail = "another system paid back more than it captured"
+        some.append(Anomaly("refunded_above_history", detail, None, numbers))
     returned: dict[bytes, int] = {}
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
@@ -72,31 +79,35 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
             some.append(Anomaly("came_back", detail, line.item_id, numbers))
     return (
         some
-        + _not_ours(order, order_id)
-        + _silences(order, now)
+        + _not_ours(order, created, order_id)
+        + _silences(order, created, now)
         + _lateness(order, now)
         + _about_refunds(order, now)
     )
 
 
-def _not_ours(order: Order, order_id: bytes) -> list[Anomaly]:
+def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
     """Replies that name what the pipeline didn't make, and refunds that failed or were paid twice."""
     some: list[Anomaly] = []
     for reply in order.stock:
-        if not reply.refused and reply.reservation_id != ids.uuid5(
-            order_id, f"reservation:{ids.text(reply.seller_id)}"
+        if (
+            not reply.refused
+            and not is_history(created, reply)
+            and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}")
         ):
             seller, named = ids.text(reply.seller_id), ids.text(reply.reservation_id)
             detail = f"seller {seller}: reservation {named} is not ours"
             some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     paid: dict[bytes, int] = {}
-    for refund in order.refunds:
+    completed = {refund.refund_id for refund in order.refunds if not refund.failed}
+    replies = [refund for refund in order.refunds if not is_history(created, refund)]
+    for refund in replies:
         if not refund.failed:
             paid[refund.refund_id] = paid.get(refund.refund_id, 0) + 1
-    for refund in order.refunds:
+    for refund in replies:
         name, times_paid = f"refund {ids.text(refund.refund_id)}", paid.get(refund.refund_id, 0)
-        if refund.failed and not times_paid:
+        if refund.failed and refund.refund_id not in completed:
             some.append(Anomaly("refund_failed", name, refund.refund_id))
         if times_paid > 1 and not refund.failed:
             numbers = {"attempts": times_paid}
@@ -107,7 +118,7 @@ def _not_ours(order: Order, order_id: bytes) -> list[Anomaly]:
     return some
 
 
-def _silences(order: Order, now: OrderView) -> list[Anomaly]:
+def _silences(order: Order, created: Created, now: OrderView) -> list[Anomaly]:
     """What was asked for until nobody asked any longer, and never answered."""
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
@@ -122,7 +133,7 @@ def _silences(order: Order, now: OrderView) -> list[Anomaly]:
         if (DeadlineKind.LABEL, seller_id) in given_up and suborder.live and seller_id not in moved:
             detail = f"{seller}: no parcel in transit since its label was asked for"
             some.append(Anomaly("label_unscanned", detail, seller_id))
-    replied = {refund.refund_id for refund in order.refunds}
+    replied = {refund.refund_id for refund in order.refunds if is_answer(created, refund)}
     for what, subject in given_up:
         if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
             some.append(Anomaly("refund_unconfirmed", f"refund {ids.text(subject)}", subject))

@@ -23,6 +23,7 @@ from domain.enums import DeadlineKind, OrderStatus, Rank, SuborderStatus
 from domain.lapses import pending_promises, pending_retries, pending_returns, unshipped_since
 from domain.order import Order
 from domain.shapes import DeadlinePolicy, Due
+from domain.taken_over import is_answer, is_history
 
 _PAYMENT, _STOCK, _RELEASE = DeadlineKind.PAYMENT, DeadlineKind.STOCK, DeadlineKind.RELEASE
 _LABEL, _REFUND = DeadlineKind.LABEL, DeadlineKind.REFUND
@@ -37,8 +38,11 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     It reads what was published last, so it looks at no units.
     """
     created, armed = order.created, order.appended
-    if created is None or not armed or armed * 1000 - created.time > policy.history * 1000:
+    if created is None or not armed:
         return []
+    if created.live_from is None and armed * 1000 - created.time > policy.history * 1000:
+        return []
+    reserved = not is_history(created, created)
     deadlines: list[Due] = []
     last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
 
@@ -63,7 +67,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     for seller_id, part in zip(sellers, order.suborders, strict=True):
         if part.live <= part.in_transit:
             continue
-        if seller_id not in answered and seller_id not in scanned:
+        if reserved and seller_id not in answered and seller_id not in scanned:
             wait(_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
         asked_back = [
             at
@@ -77,9 +81,9 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
         ]
         if asked_back:
             wait(_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
-        elif order.labelled_at and seller_id not in moved:
+        elif order.labelled and order.labelled_at and seller_id not in moved:
             wait(_LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
-    replied = {reply.refund_id for reply in order.refunds if not reply.refused}
+    replied = {reply.refund_id for reply in order.refunds if is_answer(created, reply)}
     for decision in order.decisions:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
@@ -88,7 +92,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     if order.returns:
         deadlines += pending_returns(order, policy)
     if order.refunds:
-        deadlines += pending_retries(order, order_id, policy)
+        deadlines += pending_retries(order, created, order_id, policy)
     return deadlines
 
 

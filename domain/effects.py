@@ -16,6 +16,7 @@ from contracts import ids, money, times
 from contracts.incoming import DeadlinePassed, ItemData, OrderCreated, RefundDecided, TaxData
 from contracts.outgoing import (
     DATA,
+    NOTICES,
     SOURCE,
     VERSION,
     LabelItem,
@@ -59,11 +60,13 @@ from domain.tax import is_taxed
 class Writer:
     """Builds the effects of one order while it takes in one event."""
 
-    __slots__ = ("_lines", "digits", "effects", "order_id", "order_text")
+    __slots__ = ("_lines", "digits", "effects", "history", "order_id", "order_text")
 
-    def __init__(self, order_id: bytes, currency: str) -> None:
+    def __init__(self, order_id: bytes, currency: str, history: bool = False) -> None:
         self._lines: dict[bytes, Line] = {}
         self.order_id = order_id
+        self.history = history
+        """Notices are of what another system did."""
         self.order_text = ids.text(order_id)
         self.digits = money.DIGITS[currency]
         self.effects: list[Effect] = []
@@ -72,7 +75,9 @@ class Writer:
         return ids.uuid5_text(self.order_id, name)
 
     def _publish(self, type_: str, ce_id: str, data: Struct | Callable[[], Struct]) -> None:
-        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", data))
+        self.effects.append(
+            Derived(type_, type_, f"{type_}:{ce_id}", data, self.history and type_ in NOTICES)
+        )
 
     def _suborder(
         self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int
@@ -217,7 +222,7 @@ class Writer:
             ids.text(decision.cause_id),
             UNSET if decision.tax is None else money.text(decision.tax, self.digits),
         )
-        if attempt != 1:
+        if decision.allocations is not None or attempt != 1:
             data.attempt = attempt
         if decision.allocations is not None:
             if not self._lines:
@@ -364,6 +369,8 @@ def order_placed(event: Event) -> Derived:
         UNSET if created.prices_include_tax is None else created.prices_include_tax,
         UNSET if created.cart_id is None else ids.uuid(created.cart_id),
         UNSET if created.cart_created_at is None else times.text(created.cart_created_at),
+        UNSET if created.live_from is None else times.text(created.live_from),
+        UNSET if created.refunded_amount is None else money.text(created.refunded_amount, digits),
     )
     return Derived(CREATED, CREATED, f"{CREATED}:{ids.text(event.order_id)}", data)
 
@@ -394,6 +401,7 @@ def fresh_suborders(created: Created) -> list[Suborder]:
 _encode = msgspec.json.Encoder().encode
 _SPEC = ("ce_specversion", b"1.0")
 _SOURCE_HEADER = ("ce_source", SOURCE)
+_HISTORY_HEADER = (("ce_history", b"true"),)
 _CONTENT = ("content-type", b"application/json")
 _PUBLISHED = (*DATA, CREATED, "refund.decided", "deadline.passed")
 _TYPE_HEADER = {name: ("ce_type", name.encode()) for name in _PUBLISHED}
@@ -436,6 +444,7 @@ def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
         _SCHEMA_HEADER[type_],
         _CONTENT,
         *shared,
+        *(_HISTORY_HEADER if effect.history else ()),
     ]
 
 

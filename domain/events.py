@@ -130,7 +130,7 @@ def _taxes(taxes: list[TaxData], digits: int, path: str) -> Taxes:
     return pairs
 
 
-def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
+def _created(data: OrderCreated | CheckoutCompleted, time: int, appended: int = 0) -> Fact:
     digits = _digits(data.currency)
     parse = money.parse_field
     items: list[Item] = []
@@ -177,6 +177,7 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     cart_created_at = None
     if data.cart_created_at is not UNSET:
         cart_created_at = times.parse(data.cart_created_at, "$.cart_created_at")
+    live_from, refunded = _history(data, digits, appended)
     inclusive = None if data.prices_include_tax is UNSET else data.prices_include_tax
     if taxed and inclusive is None:
         raise Refused(errors.FIELD_MALFORMED, "$.prices_include_tax: missing, though a line has a tax")
@@ -192,9 +193,26 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     created.cart_created_at = cart_created_at
     if isinstance(data, CheckoutCompleted):
         created.checkout_id = data.checkout_id.bytes
+    created.live_from, created.refunded_amount = live_from, refunded
     if taxed and inclusive:
         _refuse_more_tax_than_price(created)
     return created
+
+
+def _history(
+    data: OrderCreated | CheckoutCompleted, digits: int, appended: int
+) -> tuple[int | None, int | None]:
+    """What is said of the system that handled the order before: live_from, refunded_amount."""
+    live_from = refunded = None
+    if data.live_from is not UNSET:
+        live_from = times.parse(data.live_from, "$.live_from")
+        if appended and live_from // 1000 > appended:
+            raise Refused(errors.FIELD_MALFORMED, "$.live_from: later than Kafka took the record")
+    if data.refunded_amount is not UNSET:
+        refunded = money.parse_field(data.refunded_amount, digits, "$.refunded_amount")
+        if live_from is None:
+            raise Refused(errors.FIELD_MALFORMED, "$.refunded_amount: there, though live_from is missing")
+    return live_from, refunded
 
 
 def _refuse_more_tax_than_price(created: Created) -> None:
@@ -448,7 +466,8 @@ def decode(
         refuse_nul(payload, data)
     trace, tracer = attributes.get("ce_traceparent"), attributes.get("traceparent")
     traceparent = None if trace is None and tracer is None else trace_of(trace, tracer)
-    order_id, fact = data.order_id.bytes, build(data, time)
+    order_id = data.order_id.bytes
+    fact = _created(data, time, appended) if build is _created else build(data, time)
     if type(fact) is Created and fact.checkout_id is None:
         fact.checkout_id = _checkout(attributes.get("ce_checkoutid"), order_id)
     return Event(type_, order_id, fact, event_id, time, traceparent, appended)

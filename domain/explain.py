@@ -15,7 +15,7 @@ from domain.facts import Facts, Sellers
 from domain.order import Order, Quantities, RefundDecision
 from domain.status import Line, Suborder, view_of
 from domain.tax import whole_tax
-from domain.totals import winning_scans, winning_stages
+from domain.totals import RunningTotals, winning_scans, winning_stages
 from domain.why import why
 
 Json = dict[str, Any]
@@ -33,7 +33,8 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
     if time is not None:
         order = as_of(order, order_id, time)
     created = order.created
-    now = None if created is None else view_of(order)
+    totals = RunningTotals(order)
+    now = None if created is None else view_of(order, totals)
     # Of an order that isn't known nobody can tell whose part a fact is about.
     facts = Facts(order, sellers)
     explanation: Json = {
@@ -57,6 +58,7 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
         "status": now.status.text,
         "currency": created.currency,
         "prices_include_tax": created.prices_include_tax,
+        "live_from": None if created.live_from is None else times.text(created.live_from),
         "lines": [_line(line, amount) for line in lines],
         "suborders": [_suborder(order_id, order, part, amount) for part in parts],
         "shipments": _shipments(order, sellers),
@@ -76,6 +78,7 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
             "live_total": amount(live_total),
             "captured": amount(now.captured),
             "refunds_decided": amount(now.decided),
+            "refunded_before": amount(now.paid_back),
         },
         "refunds": [_refund(order_id, decision, amount) for decision in order.decisions],
         "anomalies": anomalies(order, order_id),

@@ -32,11 +32,14 @@ from domain.order import (
     StockReply,
     type_of,
 )
+from domain.taken_over import is_history
 
 Json = dict[str, Any]
 Sellers = Container[bytes]
 """Raw ids of the sellers whose part of an order is looked at."""
 
+HISTORY: Final = "history of another system"
+"""The note of a fact that causes no command."""
 _OURS: Final = SOURCE.decode()
 _STOCK: Final = {
     StockAnswer.RESERVED: "reserved",
@@ -103,13 +106,16 @@ def _all(order: Order, sellers: Sellers | None) -> Iterator[_Ranked]:
     if created is not None:
         if sellers is None:
             yield from _before(created)
-        line = _told(created, "order.created", describe_created(created, sellers), order.appended)
+        note = HISTORY if is_history(created, created) else ""
+        line = _told(created, "order.created", describe_created(created, sellers), order.appended, note)
         yield created, line, (created.time, 0)
     for field in FACT_FIELDS:
         for index, fact in enumerate(getattr(order, field)):
             if sellers is not None and not concerns(fact, sellers, items):
                 continue
             note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
+            if not note and created is not None and is_history(created, fact):
+                note = HISTORY
             line = _told(fact, type_of(fact), describe(fact), getattr(fact, "appended", 0), note)
             yield fact, line, (fact.time, 1, line["type"], line["what"], repr(fact.key()))
     if sellers is None:

@@ -44,6 +44,7 @@ from domain.promises import Promises
 from domain.refunds import next_refund
 from domain.shapes import Event, Folded
 from domain.status import OrderView, view_of
+from domain.taken_over import is_history, is_known_live
 from domain.totals import RunningTotals
 
 _CONFIRMED: Final = OrderStatus.CONFIRMED
@@ -109,8 +110,10 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
     if first_move and isinstance(fact, Scan):
         _note_departure(order, created, fact.seller_id, event.appended)
     now = view_of(order, totals)
-    writer = Writer(event.order_id, created.currency)
-    _commands_for(order, created, now, writer, fact, first_move)
+    history = is_history(created, fact)
+    writer = Writer(event.order_id, created.currency, history)
+    if not history:
+        _commands_for(order, created, now, writer, fact, first_move)
     _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -156,15 +159,18 @@ def _repeated(
         assert not isinstance(fact, Created)
         if not _reason_fits(order, event.type, known, fact, totals):
             return _TOO_LARGE
+    created = order.created
+    becomes_history = created is not None and is_history(created, fact) and not is_history(created, known)
     for name in _OF_THE_EARLIEST:
         if hasattr(known, name):
             setattr(known, name, getattr(fact, name))
-    created = order.created
     if created is None or getattr(known, "refused", False):
         return Folded(True, None, [])
-    if not isinstance(known, Created):
+    if becomes_history:
+        totals.rebuild()
+    elif not isinstance(known, Created):
         totals.earlier(known)
-    writer = Writer(event.order_id, created.currency)
+    writer = Writer(event.order_id, created.currency, is_history(created, fact))
     _publish_changes(order, created, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
@@ -267,6 +273,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     order.version += 1
     order.created = created
     order.appended = event.appended
+    history = is_history(created, created)
     writer = Writer(event.order_id, created.currency)
     for waiting in order.waiting:
         fact = getattr(order, waiting.field)[waiting.index]
@@ -275,16 +282,32 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
             fact.refused = True
             writer.late_refusal(type_of(fact), fact, *refusal, waiting.record)
     order.waiting = []
+    writer.history = history and not is_known_live(order, created)
     suborders = fresh_suborders(created)
     order.suborders = [suborder.state() for suborder in suborders]
     for suborder in suborders:
         writer.suborder_created(created, suborder)
-        writer.stock_reserve(suborder.seller_id, _units_of(created, suborder.seller_id))
-    if created.total:
+        if not history:
+            writer.stock_reserve(suborder.seller_id, _units_of(created, suborder.seller_id))
+    if created.total and not history:
         writer.payment_initiate(created)
     totals.rebuild()
     now = view_of(order, totals)
-    moved: set[bytes] = set()
+    _commands_for_waiting(order, created, now, writer)
+    for decision in order.decisions:
+        writer.refund_request(decision, created)
+    for lapse in order.lapses:
+        _answer_lapse(order, created, now, writer, lapse)
+    _publish_changes(order, created, now, writer, event, totals)
+    return Folded(True, None, writer.effects)
+
+
+def _commands_for_waiting(order: Order, created: Created, now: OrderView, writer: Writer) -> None:
+    """The commands that the facts ask for which have waited for their order."""
+    # Of a parcel that history moved its first move is history's, wherever that scan stands.
+    moved = {
+        scan.shipment_id for scan in order.scans if scan.rank >= _IN_TRANSIT and is_history(created, scan)
+    }
     by_kind: tuple[Sequence[SimpleFact], ...] = (
         order.cancellations,
         order.scans,
@@ -294,19 +317,13 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     )
     for facts in by_kind:
         for fact in facts:
-            if not fact.refused:
+            if not fact.refused and not is_history(created, fact):
                 first_move = (
                     isinstance(fact, Scan) and fact.rank >= _IN_TRANSIT and fact.shipment_id not in moved
                 )
                 if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
-    for decision in order.decisions:
-        writer.refund_request(decision, created)
-    for lapse in order.lapses:
-        _answer_lapse(order, created, now, writer, lapse)
-    _publish_changes(order, created, now, writer, event, totals)
-    return Folded(True, None, writer.effects)
 
 
 def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals: RunningTotals) -> Folded:
@@ -362,12 +379,15 @@ def _answer_deadline(
 ) -> None:
     """Ask again, under the same id, for what was waited for in vain; at the final deadline, give it up."""
     subject = deadline.subject
+    # What we never asked for isn't asked for again, whoever's record says that it was waited for.
+    theirs = is_history(created, created)
     if deadline.what is DeadlineKind.PAYMENT:
         _release_units(created, now, writer, None)
     elif deadline.what is DeadlineKind.STOCK and subject is not None:
         units = _units_of(created, subject)
         if units and not deadline.final:
-            writer.stock_reserve(subject, units)
+            if not theirs:
+                writer.stock_reserve(subject, units)
         elif any(
             r.type is StockAnswer.RESERVED and r.seller_id == subject and not r.refused for r in order.stock
         ):
@@ -377,7 +397,8 @@ def _answer_deadline(
     elif deadline.what is DeadlineKind.RELEASE:
         _release_again(order, created, now, writer, subject)
     elif deadline.what is DeadlineKind.LABEL:
-        _ask_labels(created, now, writer, order, subject)
+        if order.labelled or not theirs:
+            _ask_labels(created, now, writer, order, subject)
     elif deadline.what is DeadlineKind.REFUND:
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
@@ -472,9 +493,11 @@ def _publish_changes(
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
     if now.status >= _CONFIRMED and not order.labelled:
-        order.labelled = True
-        order.labelled_at = event.appended
-        _ask_labels(created, now, writer, order)
+        order.labelled = _labels_are_ours(created, now, event, totals)
+        if order.labelled or not order.labelled_at:
+            order.labelled_at = event.appended
+        if order.labelled:
+            _ask_labels(created, now, writer, order)
     published = order.suborders
     for i, suborder in enumerate(now.suborders):
         state = suborder.state()
@@ -486,6 +509,22 @@ def _publish_changes(
         order.status = now.status
     if now.free > 0:
         _propose_refund(order, now, writer, event, totals)
+
+
+def _labels_are_ours(created: Created, now: OrderView, event: Event, totals: RunningTotals) -> bool:
+    """Whether an order's labels are asked for with this event. None are with one of history (of order.created
+    they may be for what had waited for it). Of an order that another system took in, it has asked for them as
+    soon as its payments cover what is due; else live payments have to cover it first.
+    """
+    history = totals.history
+    if history is None:
+        return True
+    if not is_history(created, created):
+        return not is_history(created, event.fact)
+    if type(event.fact) is not Created and is_history(created, event.fact):
+        return False
+    due = sum(suborder.total for suborder in now.suborders)
+    return history.captured < due <= now.captured
 
 
 def _ask_labels(

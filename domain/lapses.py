@@ -16,10 +16,11 @@ from typing import Final
 
 from contracts import ids
 from domain.enums import DeadlineKind, OrderStatus, ReturnStatus
-from domain.order import Lapse, Order
+from domain.order import Created, Lapse, Order
 from domain.promises import OpenLine, Promises, has_promises
 from domain.shapes import DeadlinePolicy, Due
 from domain.status import view_of
+from domain.taken_over import is_answer
 from domain.totals import winning_stages
 
 _SHIP, _UNSHIPPED, _DELIVER = DeadlineKind.SHIP, DeadlineKind.UNSHIPPED, DeadlineKind.DELIVER
@@ -144,7 +145,7 @@ def pending_returns(order: Order, policy: DeadlinePolicy) -> list[Due]:
     ]
 
 
-def pending_retries(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
+def pending_retries(order: Order, created: Created, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     """Those of refunds whose latest request failed: of which this version took in the answer."""
     if not order.refunds or not policy.refund_retry:
         return []
@@ -153,7 +154,7 @@ def pending_retries(order: Order, order_id: bytes, policy: DeadlinePolicy) -> li
     for reply in order.refunds:
         if not reply.failed:
             completed.add(reply.refund_id)
-        elif reply.appended:
+        elif reply.appended and is_answer(created, reply):
             failed[reply.refund_id, reply.attempt] = reply.appended
     deadlines: list[Due] = []
     for decision in order.decisions if failed else ():

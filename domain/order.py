@@ -98,6 +98,10 @@ class Created(Stored):
     """Of the checkout that became the order, as far as one is known. No content: the order's id follows from
     it.
     """
+    live_from: Micros | None = None
+    """Until then another system handled the order (domain.taken_over)."""
+    refunded_amount: Amount | None = None
+    """What it paid back. None: not sent."""
 
 
 class Payment(Stored):
@@ -417,7 +421,9 @@ class Order(Stored):
     appended: Moment = 0
     """The broker's time of order.created's record, ms; 0: not known, so nothing is waited for."""
     labelled_at: Moment = 0
-    """The same of the event that had labels asked for."""
+    """The same of the event that had labels asked for; until then, of that with which the order was first
+    confirmed or further though another system saw to its labels.
+    """
     due: Moment = 0
     """When the next deadline passes, by the broker's time, ms; 0: nothing is
     waited for (domain.deadlines).

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from domain.allocations import allocate
 from domain.enums import RefundCause, ReturnStatus
+from domain.history import paid_back
 from domain.order import Order, RefundDecision
 from domain.status import Line, OrderView, Suborder
 from domain.tax import is_taxed
@@ -49,28 +50,31 @@ def next_refund(
         return None
     if totals is None:
         totals = RunningTotals(order)
-    refunded = totals.refunded_units()
+    refunded = paid_back(now, totals).refunded
     if not now.live:
-        decision = _of_closed(order, now, order_id, time, totals)
+        if totals.history is not None and totals.history.is_all:
+            return None  # the other system paid back what it owed
+        decision = _of_closed(order, now, order_id, time, refunded)
     else:
-        for refund in _refunds_owed(order, now, totals):
+        for refund in _refunds_owed(order, now, totals, refunded):
             if _is_covered(refund, now, refunded):
                 decision = _of_owed(order, now, refund, time)
                 break
         else:
             return None
-    # What has left without saying from which payment: decisions of earlier versions.
+    # What has left without saying from which payment: the other system's refunds, and decisions of earlier
+    # versions.
     rest = now.captured - now.free - sum(refunded.allocated.values())
     decision.allocations = allocate(order.payments, refunded.allocated, rest, decision.amount)
     return decision
 
 
 def _of_closed(
-    order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals
+    order: Order, now: OrderView, order_id: bytes, time: int, refunded: RefundedUnits
 ) -> RefundDecision:
     """All that is left, of an order without a live unit."""
     assert order.created is not None
-    tax = _tax_of_closed(now, now.free, totals) if is_taxed(order.created) else None
+    tax = _tax_of_closed(now, now.free, refunded) if is_taxed(order.created) else None
     return RefundDecision(time, len(order.decisions), now.free, RefundCause.CLOSED, order_id, [], [], tax=tax)
 
 
@@ -95,15 +99,15 @@ def _of_owed(order: Order, now: OrderView, refund: Owed, time: int) -> RefundDec
 
 def _is_covered(refund: Owed, now: OrderView, refunded: RefundedUnits) -> bool:
     """Whether captured money covers a refund whole; or, of units of an order that was paid, would but for
-    what was granted. Then it is what is left, were that nothing.
+    what was granted and what another system paid back. Then it is what is left, were that nothing.
     """
     if refund.amount <= now.free:
         return True
-    without_grants = now.captured - now.decided + refunded.granted
+    without_either = now.captured - now.decided + refunded.granted
     return (
         refund.cause is not RefundCause.GRANT
         and now.captured >= now.total
-        and refund.amount <= without_grants
+        and refund.amount <= without_either
     )
 
 
@@ -115,13 +119,12 @@ def _tax_of(now: OrderView, units: Units, shipping: list[bytes]) -> int:
     )
 
 
-def _tax_of_closed(now: OrderView, amount: int, totals: RunningTotals) -> int:
+def _tax_of_closed(now: OrderView, amount: int, refunded: RefundedUnits) -> int:
     """The tax in `amount`, the next refund of an order without a live unit.
 
-    What no decision names has a cost and a tax. As much of this tax as the refunds of this cause, with this
+    What nobody has paid for has a cost and a tax. As much of this tax as the refunds of this cause, with this
     one, are of this cost is told, all of it at most; what those before told is taken off.
     """
-    refunded = totals.refunded_units()
     cost = tax = 0
     for line in now.lines:
         for start, end in refunded.not_refunded(line.item_id, 0, line.quantity):
@@ -143,17 +146,22 @@ def uncovered(order: Order, now: OrderView) -> list[Owed]:
     if not now.live:
         return []
     totals = RunningTotals(order)
-    refunded = totals.refunded_units()
-    return [refund for refund in _refunds_owed(order, now, totals) if not _is_covered(refund, now, refunded)]
+    refunded = paid_back(now, totals).refunded
+    return [
+        refund
+        for refund in _refunds_owed(order, now, totals, refunded)
+        if not _is_covered(refund, now, refunded)
+    ]
 
 
-def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
+def _refunds_owed(
+    order: Order, now: OrderView, totals: RunningTotals, refunded: RefundedUnits
+) -> Iterator[Owed]:
     """Every refund owed while some unit is live, covered or not; goodwill comes last.
     One of which a piece was decided last comes first, so that it ends.
     """
     if not order.returns and not order.stock and not order.deadlines and not order.grants:
         return
-    refunded = totals.refunded_units()
     begun = _begun(order)
     gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]
     for suborder in gone:

@@ -42,13 +42,15 @@ class Event(Struct, gc=False):
 
 class Derived(Struct, gc=False):
     """One event to publish. `ce_name`: what its ce_id is the uuid5 of.
-    `made`: its data, or what makes them, the same each time.
+    `made`: its data, or what makes them, the same each time. `history`: a notice of what another system did
+    (docs/rules.md, History of another system).
     """
 
     topic: str
     type: str
     ce_name: str
     made: Struct | Callable[[], Struct]
+    history: bool = False
 
     @property
     def data(self) -> Struct:

@@ -11,6 +11,7 @@ from typing import Final
 
 from contracts import money
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, StockAnswer, SuborderStatus
+from domain.history import paid_back
 from domain.order import Created, Order, PublishedSuborder
 from domain.promises import OpenLine, Promises, has_promises
 from domain.tax import LineTax
@@ -202,7 +203,7 @@ class OrderView:
     and decided money, status.
     """
 
-    __slots__ = ("captured", "decided", "lines", "live", "status", "suborders", "total")
+    __slots__ = ("captured", "decided", "lines", "live", "paid_back", "status", "suborders", "total")
 
     def __init__(
         self, lines: list[Line], suborders: list[Suborder], captured: int, decided: int, total: int
@@ -212,13 +213,17 @@ class OrderView:
         self.captured = captured
         self.decided = decided
         self.total = total
+        self.paid_back = 0
+        """What another system that handled the order before paid back."""
         self.live = 0
         self.status = self._decide_statuses()
 
     @property
     def free(self) -> int:
-        """Captured money that can still be refunded; below 0 if more was decided than is captured."""
-        return self.captured - self.decided
+        """Captured money that can still be refunded; below 0 if more was decided, and paid back by another
+        system, than is captured.
+        """
+        return self.captured - self.decided - self.paid_back
 
     def _decide_statuses(self) -> OrderStatus:
         """The status of the order. Also sets that of each suborder, and the order's live units."""
@@ -313,7 +318,10 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
         _tell_promises(Promises(order), suborders)
     if len(suborders) > 1:
         suborders.sort(key=_seller_id)
-    return OrderView(lines, suborders, totals.captured, totals.decided, created.total)
+    view = OrderView(lines, suborders, totals.captured, totals.decided, created.total)
+    if totals.history is not None:
+        view.paid_back = paid_back(view, totals).amount
+    return view
 
 
 def _tell_promises(promises: Promises, suborders: list[Suborder]) -> None:

@@ -28,6 +28,7 @@ from domain.order import (
     StockReply,
     type_of,
 )
+from domain.taken_over import History
 
 INDEX_FROM: Final = 24
 """Facts of one kind from which on a dictionary finds a natural key faster than looking at each."""
@@ -115,14 +116,26 @@ class RefundedUnits:
             self.allocated[payment_id] = self.allocated.get(payment_id, 0) + amount
         self.shipping.update(decision.shipping)
         for item_id, first, count in decision.units:
-            spans = self.units.setdefault(item_id, [])
-            start, end = first, first + count
-            low = bisect_left(spans, start, key=_end)
-            high = low
-            while high < len(spans) and spans[high][0] <= end:
-                start, end = min(start, spans[high][0]), max(end, spans[high][1])
-                high += 1
-            spans[low:high] = [(start, end)]
+            self.take(item_id, first, first + count)
+
+    def take(self, item_id: bytes, start: int, end: int) -> None:
+        """Add units `start` to `end` - 1 of a line."""
+        spans = self.units.setdefault(item_id, [])
+        low = bisect_left(spans, start, key=_end)
+        high = low
+        while high < len(spans) and spans[high][0] <= end:
+            start, end = min(start, spans[high][0]), max(end, spans[high][1])
+            high += 1
+        spans[low:high] = [(start, end)]
+
+    def copy(self) -> RefundedUnits:
+        """The same, to which more can be added."""
+        other = RefundedUnits()
+        other.closed, other.closed_tax, other.granted = self.closed, self.closed_tax, self.granted
+        other.grants, other.allocated = set(self.grants), dict(self.allocated)
+        other.units = {item_id: spans[:] for item_id, spans in self.units.items()}
+        other.shipping, other.returns = set(self.shipping), set(self.returns)
+        return other
 
     def not_refunded(self, item_id: bytes, first: int, quantity: int) -> Iterator[Span]:
         """Spans of a line's units from `first` on that no decision refunds, in ascending order."""
@@ -151,6 +164,7 @@ class RunningTotals:
         "claimed",
         "decided",
         "gone",
+        "history",
         "limits",
         "order",
         "parcels",
@@ -185,15 +199,19 @@ class RunningTotals:
         self.returns: dict[bytes, ReturnStage] = {}
         """Return -> its winning stage."""
         self.refunded: RefundedUnits | None = None
+        self.history: History | None = None
+        """Of an order that another system handled before."""
         self._lines: dict[bytes, list[tuple[bytes, int]]] = {}
         created = order.created
         for decision in order.decisions:
             self.decided += decision.amount
         if created is None:
             return
+        if created.live_from is not None:
+            self.history = History(created)
         for payment in order.payments:
             if not payment.refused:
-                self.captured += payment.amount
+                self._count_payment(payment)
         if order.scans:
             self.parcels = winning_scans(order)
             for scan in self.parcels.values():
@@ -225,7 +243,7 @@ class RunningTotals:
                 self._count_parcel(created, fact, 1)
                 self.parcels[fact.shipment_id] = fact
         elif type(fact) is Payment:
-            self.captured += fact.amount
+            self._count_payment(fact)
         elif type(fact) is StockReply:
             self._count_unavailable(created, fact)
         elif type(fact) is ReturnStage:
@@ -323,16 +341,26 @@ class RunningTotals:
                 if rank is _RETURNED:
                     units.returned += quantity
 
+    def _count_payment(self, payment: Payment) -> None:
+        self.captured += payment.amount
+        if self.history is not None:
+            self.history.pay(payment)
+
     def _count_unavailable(self, created: Created, reply: StockReply) -> None:
         if reply.type is _RESERVED or reply.refused:
             return
         gone = self.gone
-        for item_id, quantity in self._pairs(created, reply.seller_id, reply.items):
+        pairs = self._pairs(created, reply.seller_id, reply.items)
+        for item_id, quantity in pairs:
             gone[item_id] = gone.get(item_id, 0) + quantity
+        if self.history is not None:
+            self.history.lose(reply, pairs)
 
     def _count_unanswered(self, created: Created, deadline: Deadline) -> None:
         """A seller's stock was never answered for: it counts as rejected."""
         if deadline.what is DeadlineKind.STOCK and deadline.final:
+            if self.history is not None:
+                self.history.give_up()
             for item in created.items:
                 if item.seller_id == deadline.subject:
                     self.gone[item.item_id] = self.gone.get(item.item_id, 0) + item.quantity

@@ -24,11 +24,12 @@ from domain.enums import (
     StockAnswer,
 )
 from domain.facts import Facts, Json, Sellers
-from domain.order import Created, Fact, Order
+from domain.order import Created, Fact, Order, fact_lists
 from domain.status import OrderView, Suborder
-from domain.totals import winning_scans, winning_stages
+from domain.taken_over import is_history
+from domain.totals import RunningTotals, winning_scans, winning_stages
 
-MONEY: Final = frozenset({"amount", "captured", "decided", "needed", "total"})
+MONEY: Final = frozenset({"amount", "captured", "decided", "needed", "refunded", "total"})
 """The numbers that are amounts of the order's currency."""
 WAITS: Final = "facts_wait"
 """The rule of an order whose order.created isn't known."""
@@ -41,6 +42,7 @@ SAYS: Final[Mapping[str, str]] = {
     "status_returned": "every live unit is returned",
     "live_units": "units that were rejected or released, or whose stock nobody answered for, don't count",
     "captured_money": "captured is the sum of the order's payments",
+    "taken_over": "another system handled the order until live_from: no command follows from that",
     "closed_cancelled": "no unit is live: they were released, and a cancellation is known",
     "closed_payment_overdue": "no unit is live: they were released, and the payment didn't come in time",
     "closed_not_shipped": "no unit is live: they were released, asked back since nobody shipped them",
@@ -149,7 +151,18 @@ class _Reasons:
             rules.append(self._rule(of, name, "live_units", self._gone(), gone))
         if now.status > OrderStatus.CONFIRMED:
             rules.append(self._rule(of, name, "captured_money", self._payments, paid))
+        history = RunningTotals(self._order).history
+        if history is not None:
+            before = {"captured": history.captured, "refunded": now.paid_back}
+            rules.append(self._rule(of, name, "taken_over", self._history(), before))
         return rules
+
+    def _history(self) -> list[Fact]:
+        created = self._created
+        facts: list[Fact] = [created] if is_history(created, created) else []
+        for each in fact_lists(self._order):
+            facts += [fact for fact in each if not fact.refused and is_history(created, fact)]
+        return facts
 
     def _suborder(self, part: Suborder) -> Json:
         seller = part.seller_id
@@ -241,6 +254,8 @@ class _Reasons:
         match anomaly.kind:
             case "overpaid":
                 return [*self._payments]
+            case "refunded_above_history":
+                return [self._created, *(each for each in self._payments if is_history(self._created, each))]
             case "over_returned":
                 return [each for each in self._processed if each.item_id == subject]
             case "moved_though_gone":

@@ -33,6 +33,7 @@ from domain.enums import OrderStatus
 from domain.order import Created, Order
 from domain.shapes import Derived, Event
 from domain.status import Suborder, view_of
+from domain.taken_over import is_history, is_known_live
 from errors import OrdersError
 from operations.changelog import producer_of, read_changelog, same
 from operations.grouplock import GroupLock
@@ -352,8 +353,10 @@ def _content(created: Created, order_id: bytes, suborder: Suborder) -> tuple[byt
     return UUID(data["suborder_id"]).bytes, content
 
 
-def _updated(created: Created, order_id: bytes, suborder: Suborder, version: int) -> Derived:
-    writer = Writer(order_id, created.currency)
+def _updated(
+    created: Created, order_id: bytes, suborder: Suborder, version: int, history: bool = False
+) -> Derived:
+    writer = Writer(order_id, created.currency, history)
     writer.suborder_updated(created, suborder, version)
     return _only(writer)
 
@@ -397,13 +400,16 @@ def _event_of(record: Record) -> Event | None:
 def _record(order_id: bytes, order: Order, created: Created, notice: Notice, event: Event) -> OutRecord:
     """The notice as the pipeline would publish it."""
     view = view_of(order)
+    history = is_history(created, event.fact)
+    if history and type(event.fact) is Created:
+        history = not is_known_live(order, created)
     if notice.topic == STATUS_CHANGED:
         before = _STATUS.get(msgspec.json.decode(notice.actual)["status"], OrderStatus.PENDING)
-        writer = Writer(order_id, created.currency)
+        writer = Writer(order_id, created.currency, history)
         writer.status_changed(created, before, view.status, event, order.version)
         effect = _only(writer)
     else:
         (suborder,) = (each for each in view.suborders if each.seller_id == notice.seller_id)
-        effect = _updated(created, order_id, suborder, order.version)
+        effect = _updated(created, order_id, suborder, order.version, history)
     value, headers = effects.encode(effect, order_id, effects.headers_of(event))
     return OutRecord(ids.text(order_id).encode(), value, headers)

@@ -127,7 +127,7 @@ def asyncapi() -> Json:
             "schemas": {
                 **{name: _absolute(schema) for name, schema in events["components"].items()},
                 "CloudEventIn": _attributes(("dataschema", "traceparent")),
-                "CloudEventOut": _attributes(("traceparent",), ("causeid", "dataschema")),
+                "CloudEventOut": _attributes(("traceparent", "history"), ("causeid", "dataschema")),
             },
         },
     }

@@ -50,6 +50,14 @@ _ATTRIBUTES_OUT: Final = (
     ("dataschema", "yes", "ends in /v1"),
     ("causeid", "yes", "the id of the event that caused it"),
     ("traceparent", "no", "that of the cause"),
+    (
+        "history",
+        "no",
+        (
+            '"true" on a notice (suborder.created, suborder.updated, order.status_changed) of what another'
+            " system did before an order's live_from: a reader that writes to customers leaves it out"
+        ),
+    ),
 )
 _REDRIVE_HEADERS: Final = (
     (REDRIVE_OF, "PARTITION:OFFSET of the dead letter in orders.dlq that it was made of"),

@@ -68,6 +68,15 @@ class Shares(NamedTuple):
     """Records beside the valid ones that have to be refused."""
 
 
+class _Having(NamedTuple):
+    """Shares of orders, 0 to 1, as in events()."""
+
+    taxed: float
+    promised: float
+    granted: float
+    taken_over: float
+
+
 class _Draft(NamedTuple):
     time_us: int
     topic: str
@@ -91,16 +100,18 @@ def events(
     taxed: float = 0.4,
     promised: float = 0.3,
     granted: float = 0.06,
+    taken_over: float = 0.1,
 ) -> Iterator[SourceEvent]:
     """The events of so many orders, roughly in the order of their times.
-    Memory holds the orders that are still open, not all. `taxed`, `promised`, `granted`: the shares of orders
-    with taxes, of those whose sellers say until when they ship and deliver, and of those with a
-    refund.granted, 0 to 1.
+    Memory holds the orders that are still open, not all. `taxed`, `promised`, `granted`, `taken_over`: the
+    shares of orders with taxes, of those whose sellers say until when they ship and deliver, of those with a
+    refund.granted, of those that another system handled before, 0 to 1.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
     shares = shares or Shares()
-    disturbed = _disturb(_encoded(orders, seed, taxed, promised, granted), Random(f"{seed}:disturb"), shares)
+    drafts = _drafts(orders, seed, _Having(taxed, promised, granted, taken_over))
+    disturbed = _disturb(_encoded(drafts, seed), Random(f"{seed}:disturb"), shares)
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
@@ -128,20 +139,16 @@ def _disturb(
         yield heapq.heappop(held)[2]
 
 
-def _encoded(
-    orders: int, seed: int, taxed: float, promised: float, granted: float
-) -> Iterator[tuple[SourceEvent, _Draft, str]]:
+def _encoded(drafts: Iterator[tuple[_Draft, str]], seed: int) -> Iterator[tuple[SourceEvent, _Draft, str]]:
     rng = Random(f"{seed}:wire")
-    for draft, order_id in _drafts(orders, seed, taxed, promised, granted):
+    for draft, order_id in drafts:
         yield _encode(draft, order_id, rng), draft, order_id
 
 
-def _drafts(
-    orders: int, seed: int, taxed: float, promised: float, granted: float
-) -> Iterator[tuple[_Draft, str]]:
+def _drafts(orders: int, seed: int, having: _Having) -> Iterator[tuple[_Draft, str]]:
     """Everything that happens, in the order of its times."""
     rng = Random(f"{seed}:orders")
-    world = _World(rng, orders, taxed, promised, granted)
+    world = _World(rng, orders, having)
     held: list[tuple[int, int, _Draft, str]] = []
     serial = 0
     start = EPOCH_US
@@ -192,10 +199,8 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 class _World:
     """The buyers and sellers."""
 
-    def __init__(self, rng: Random, orders: int, taxed: float, promised: float, granted: float) -> None:
-        self.taxed = taxed
-        self.promised = promised
-        self.granted = granted
+    def __init__(self, rng: Random, orders: int, having: _Having) -> None:
+        self.having = having
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
         self.sellers = [_uuid(rng) for _ in range(60)]
         self.warehouses = [_uuid(rng) for _ in range(8)]
@@ -223,6 +228,7 @@ class _Life:
         for seller in self._sellers():
             self._ship(seller, paid_at)
         self._grant(paid_at)
+        self._take_over()
 
     def _tell(self, time_us: int, topic: str, **data: Any) -> None:
         fields = {
@@ -300,7 +306,7 @@ class _Life:
         some to be late. Return (when, what) of what some of them promise anew.
         """
         rng = Random(f"{self.order_id}:promise")
-        if rng.random() >= self.world.promised:
+        if rng.random() >= self.world.having.promised:
             return []
         updates: list[tuple[int, dict[str, Any]]] = []
         for line in self.lines:
@@ -321,7 +327,7 @@ class _Life:
         """Put taxes on the lines of some orders. Return whether prices include them (None: there are none),
         and all of them together.
         """
-        if Random(f"{self.order_id}:tax").random() >= self.world.taxed:
+        if Random(f"{self.order_id}:tax").random() >= self.world.having.taxed:
             return None, 0
         included, rates, on_shipping = _TAXES[self.currency]
         by_id = sorted((line.data for line in self.lines), key=lambda item: str(item["item_id"]))
@@ -340,6 +346,23 @@ class _Life:
                     for (code, _), amount in zip(rates, amounts, strict=True)
                 ]
         return included, whole
+
+    def _take_over(self) -> None:
+        """Let another system have handled some orders until a time: its reservations have ids of its own, and
+        now and then it says what it paid back.
+        """
+        rng = Random(f"{self.order_id}:taken over")
+        if rng.random() >= self.world.having.taken_over:
+            return
+        first, last = self.drafts[0].time_us, max(draft.time_us for draft in self.drafts)
+        live_from = rng.randrange(first - _HOUR, last + _DAY)
+        self.drafts[0].data["live_from"] = rfc3339(live_from)
+        if rng.random() < 0.3:
+            amount = rng.choice((0, self.total // 3, self.total))
+            self.drafts[0].data["refunded_amount"] = self._money(amount)
+        for draft in self.drafts:
+            if "reservation_id" in draft.data and draft.time_us < live_from:
+                draft.data["reservation_id"] = str(uuid5(self.namespace, f"theirs:{draft.data['seller_id']}"))
 
     def _minor(self, text: str) -> int:
         return money.parse_field(text, self.digits, "")
@@ -507,7 +530,7 @@ class _Life:
     def _grant(self, paid_at: int) -> None:
         """Goodwill: mostly a small part of the total, now and then all of it, for one or two reasons."""
         rng = Random(f"{self.order_id}:grant")
-        if rng.random() >= self.world.granted or not self.total:
+        if rng.random() >= self.world.having.granted or not self.total:
             return
         for _ in range(rng.choice((1, 1, 1, 2))):
             line = rng.choice(self.lines)

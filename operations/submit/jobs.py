@@ -27,6 +27,7 @@ from contracts import bulk, errors, ids, incoming
 from contracts.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
 from contracts.errors import Refused, SourceError
 from domain import events
+from operations.submit.cutover import CutOver
 from operations.submit.files import USUAL, Bounds, copied, no_room, temporary, write
 from operations.submit.mapped import MappedCsv
 from operations.submit.mapping import Mapping
@@ -65,6 +66,9 @@ def _names(model: type[msgspec.Struct], *, required: bool = False) -> tuple[str,
     return tuple(each.name for each in msgspec.structs.fields(model) if each.required or not required)
 
 
+NOTHING_OLD: Final = CutOver()
+"""Every order is taken as it is, however old."""
+
 ITEM_COLUMNS: Final = _names(incoming.ItemData)
 """Of orders that are a row an item: what belongs to the item. Everything else belongs to the order."""
 
@@ -99,6 +103,8 @@ class Job:
     """Columns that no event knows."""
     parts: list[tuple[int, int]] = field(default_factory=list)
     """Where each part's events are in `spool`, and how many bytes."""
+    old: int = 0
+    """Orders that were placed long ago, and that no other system is said to have handled."""
 
     @property
     def refused(self) -> int:
@@ -115,11 +121,12 @@ def prepare(
     job: str | None = None,
     bounds: Bounds = USUAL,
     mapping: Mapping | None = None,
+    cut_over: CutOver = NOTHING_OLD,
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
     """Read and validate a file (`-`: stdin), by a `mapping` if its columns are somebody else's.
-    `refuse` gets each line that can't be taken in, `progress` the lines read.
+    `cut_over` is for orders. `refuse` gets each line that can't be taken in, `progress` the lines read.
 
     Needs as much room below $TMPDIR as the file
     has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a whole:
@@ -129,9 +136,7 @@ def prepare(
         raise SourceError("a mapping is for files of orders", f"leave it out for {kind}")
     content, unpacked, packed = copied(path, stack, stdin, bounds, utf16=mapping is not None)
     file_format = format or _sniff(content)
-    # Read by another mapping the same file is another job.
-    both = None if mapping is None else f"{unpacked}:{mapping.digest}".encode()
-    digest = unpacked if both is None else hashlib.sha256(both).hexdigest()
+    digest = _digest(unpacked, mapping, cut_over)
     job_ = Job(
         job or bulk.job_id(kind, digest), kind, file_format, digest, packed, unpacked, temporary(stack)
     )
@@ -152,6 +157,8 @@ def prepare(
         job_.lines += 1
         if job_.lines % 1000 == 0:
             progress(job_.lines)
+        if kind == "orders":
+            row = cut_over.applied(row)
         try:
             value = encode(kind, job_.id, row, bounds.event)
         except Refused as refused:
@@ -164,11 +171,22 @@ def prepare(
         events_of_part.append(value)
         size += len(value)
         job_.accepted += 1
+        job_.old += kind == "orders" and cut_over.is_old(row)
     if events_of_part:
         flush()
     if not job_.lines:
         raise SourceError(f"{path}: holds no {kind}")
     return job_
+
+
+def _digest(content: str, mapping: Mapping | None, cut_over: CutOver) -> str:
+    """That of a job: read by another mapping, or live from another time, the same file is another job."""
+    parts = [content]
+    if mapping is not None:
+        parts.append(mapping.digest)
+    if cut_over.live_from is not None:
+        parts.append(f"live_from={cut_over.live_from}")
+    return content if len(parts) == 1 else hashlib.sha256(":".join(parts).encode()).hexdigest()
 
 
 async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:

@@ -200,7 +200,9 @@ async def bulk_and_readers(
         reading = Readers(url, here.settings.brokers, here.seed)
         await reading.start(readers, pause)
         began = time.monotonic()
-        code, output, error = await here.orders("bulk", "submit", "orders", str(file), "--json", timeout=900)
+        code, output, error = await here.orders(
+            "bulk", "submit", "orders", str(file), "--as-new", "--json", timeout=900
+        )
         if code:
             here.problems.append(f"orders bulk submit ended with {code}: {error}")
             return

@@ -33,9 +33,9 @@ BEFORE = RefundDecision.__struct_fields__.index("tax")
 SHARES = generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)
 CART = re.compile(rb', ?"cart_(id|created_at)": ?"[^"]*"')
 HISTORY = [
-    # Taxes, carts, promises and grants are sent when all workers know them.
+    # Taxes, carts, promises, grants and orders of another system are sent when all workers know them.
     event._replace(value=event.value and CART.sub(b"", event.value))
-    for event in generator.events(300, 91, SHARES, taxed=0, promised=0, granted=0)
+    for event in generator.events(300, 91, SHARES, taxed=0, promised=0, granted=0, taken_over=0)
     if event.topic not in ("refund.granted", "promise.updated")
     and (event.value is None or b'"taxes"' not in event.value)
 ]

@@ -98,7 +98,8 @@ def in_csv(n: int, total: str = "30.00", quantity: str = "1") -> list[str]:
 def submit(
     kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None
 ) -> dict[str, Any]:
-    command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
+    new = ("--as-new",) if kind == "orders" and "--live-from" not in more else ()
+    command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *new, *more)
     done = run(command, stdin=stdin, timeout=60)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     summary: dict[str, Any] = json.loads(done.stdout)
@@ -273,7 +274,7 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
     """
     file = tmp_path / "orders.ndjson"
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
-    command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file))
+    command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file), "--as-new")
     assert run(command, timeout=60).returncode == -signal.SIGKILL
     [begun] = await status(fresh, None, 9)
     job_id = str(begun["job_id"])
@@ -281,7 +282,7 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
 
     other = tmp_path / "other.ndjson"
     other.write_bytes(ndjson(an_order(1)))
-    done = orders("bulk", "submit", "orders", str(other), "--job", job_id)
+    done = orders("bulk", "submit", "orders", str(other), "--as-new", "--job", job_id)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is that of another file or kind" in done.stderr
 
@@ -326,7 +327,7 @@ async def test_a_server_that_goes_away_leaves_the_summary(
         + AWAY[server]
         + "from cli.main import main\nmain()\n"
     )
-    command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--json")
+    command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--as-new", "--json")
     done = run(command, timeout=60)
     assert done.returncode == 1, done.stderr[-2000:]
     summary = json.loads(done.stdout)

@@ -155,7 +155,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
                 roles.acting("bulk"),
                 worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk")) as unpacks,
             ):
-                assert run_command("bulk", "submit", "orders", str(jobs)) == (0, "")
+                assert run_command("bulk", "submit", "orders", "--as-new", str(jobs)) == (0, "")
                 until(lambda: "is unpacked" in unpacks.text(), "the job is unpacked")
             with roles.acting("reader"):
                 processed()
@@ -325,7 +325,7 @@ async def test_what_lacks_is_one_line(
             "bulk",
             "INSERT ON orders_bulk_job",
             "table orders_bulk_job",
-            ("bulk", "submit", "orders", str(jobs)),
+            ("bulk", "submit", "orders", "--as-new", str(jobs)),
         ),
         ("audit", "SELECT ON orders_return", "table orders_return", ("audit",)),
     )

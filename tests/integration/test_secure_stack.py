@@ -136,7 +136,7 @@ def test_each_role_does_its_work_with_its_own_login(
 
     as_(EVERYBODY, "generate", "--orders", "30", "--poison", "0.05")
     with working("worker") as pipeline, working("bulk") as unpacking:
-        as_("bulk", "bulk", "submit", "orders", str(jobs))
+        as_("bulk", "bulk", "submit", "orders", "--as-new", str(jobs))
         until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")
         as_("reader", "wait")
         as_("owner", "dlq", "redrive", "--all")
@@ -151,7 +151,9 @@ def test_each_role_does_its_work_with_its_own_login(
     as_("audit", "personal", ORDER)
     as_("owner", "repair")
     assert "IdempotentWrite on Cluster" in lacks("reader", "generate", "--orders", "1")
-    assert "permission denied for table" in lacks("audit", "bulk", "submit", "orders", str(jobs), "--again")
+    assert "permission denied for table" in lacks(
+        "audit", "bulk", "submit", "orders", "--as-new", str(jobs), "--again"
+    )
     changelog = get_settings().changelog_topic
     assert f"Read on Topic {changelog}" in lacks("bulk", "show", order_id(1))
     assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")

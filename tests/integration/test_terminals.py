@@ -112,7 +112,7 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
     file = folder / "job.csv"
     file.write_text(f"{COLUMNS},note\n{ORDER},x,EUR,1,x,x,x,x,x,1,1,x\n" + good())
     with worker(folder):
-        sent = orders("bulk", "submit", "orders", str(file), "--json")
+        sent = orders("bulk", "submit", "orders", str(file), "--as-new", "--json")
         assert sent.returncode == 1, sent.stderr
         processed()
     listed = json.loads(orders("dlq", "list", "--json").stdout)["dead_letters"]

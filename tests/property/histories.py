@@ -90,7 +90,18 @@ def created_event(rng: Random, currency: str = "EUR") -> Created:
     created = Created(_time(rng), raw_id(0xD0, 0), region, currency, total, discount, items)
     created.cart_id = rng.choice((None, raw_id(0xE0, 0), raw_id(0xE0, 1)))
     created.cart_created_at = _maybe_time(rng)
-    return taxed(created, rng)
+    return taken_over(taxed(created, rng), rng)
+
+
+def taken_over(created: Created, rng: Random) -> Created:
+    """The same order, perhaps one that another system handled until a time, and perhaps says what it paid
+    back.
+    """
+    live_from = rng.choice((None, None, _time(rng)))
+    if live_from is None:
+        return created
+    refunded = rng.choice((None, None, up_to(rng, created.total + 1)))
+    return msgspec.structs.replace(created, live_from=live_from, refunded_amount=refunded)
 
 
 def _time(rng: Random) -> int:

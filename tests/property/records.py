@@ -136,6 +136,10 @@ def created(fact: Created) -> dict[str, Any]:
         "prices_include_tax": fact.prices_include_tax,
         "cart_id": None if fact.cart_id is None else ids.text(fact.cart_id),
         "cart_created_at": None if fact.cart_created_at is None else times.text(fact.cart_created_at),
+        "live_from": None if fact.live_from is None else times.text(fact.live_from),
+        "refunded_amount": (
+            None if fact.refunded_amount is None else money.text(fact.refunded_amount, digits)
+        ),
         "items": [
             {
                 "item_id": ids.text(item.item_id),
@@ -220,6 +224,9 @@ def dense(n: int, rng: Random, lapses: bool = False) -> list[Record]:
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
     created = taxed(Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items), rng)
     total = created.total
+    if rng.random() < 0.4:
+        refunded = rng.choice((None, None, 0, total // 2, total))
+        created = structs.replace(created, live_from=hour(rng), refunded_amount=refunded)
     facts: list[tuple[str, Any]] = [("order.created", created)]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)

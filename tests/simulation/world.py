@@ -35,10 +35,12 @@ from tests.simulation.worker import Worker
 
 SETTINGS = Settings.model_construct(
     **{name: each.default for name, each in Settings.model_fields.items()}
-    | {"data": Path("unused"), "redis_timeout": 0.5}
+    | {"data": Path("unused"), "redis_timeout": 0.5, "history_age": 1e9}
 )
-START = 1_767_225_600.0
-"""The machines' clocks at the beginning: seconds since 1970."""
+START = 1_777_593_600.0
+"""The machines' clocks at the beginning, seconds since 1970: after all that these histories tell, as a
+live_from is.
+"""
 SESSION = SETTINGS.session_timeout
 DRAINED = 400.0
 """Seconds after which a world that has healed must be at rest: far above every timeout in it."""

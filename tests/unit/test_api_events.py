@@ -22,7 +22,7 @@ from cloudevents.core.v1.event import CloudEvent
 
 from api import sending
 from api.app import create_app
-from api.binding import Record, path_of, record, split
+from api.binding import Mode, Record, path_of, record, split
 from api.events import MOST_BODY, keeps_body
 from api.keys import changing, made
 from api.sending import Place, Sender
@@ -88,6 +88,22 @@ def test_each_mode_of_http_becomes_the_record_that_the_sdk_sends_to_kafka(type_:
         assert (got.topic, got.id) == (type_, "e1")
         assert got.key.decode() == (CHECKOUT if type_ == "checkout.completed" else ORDER)
         decode(got.topic, got.headers, got.value)
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+def test_a_live_from_to_come_is_refused_as_the_lane_would(mode: Mode) -> None:
+    data = VALID["order.created"] | {"live_from": "2026-01-01T00:00:00.001Z"}
+    attributes = event("order.created")
+    if mode == "binary":
+        del attributes["data"]
+        headers, value = [(f"ce-{name}", text) for name, text in attributes.items()], json.dumps(data)
+    else:
+        headers, value = [], json.dumps(attributes | {"data": data})
+    given = as_bytes([*headers, ("content-type", JSON)])
+    assert record(mode, given, value.encode(), 1_767_225_600_001).id == "e1"
+    with pytest.raises(Refused) as refused:
+        record(mode, given, value.encode(), 1_767_225_600_000)
+    assert path_of(refused.value) == "$.live_from"
 
 
 @pytest.mark.parametrize("data", ["data", "data_base64"])

@@ -483,6 +483,7 @@ def test_a_request_says_what_it_pays(decision: Decision, expected: dict[str, Any
         "currency": "EUR",
         "cause": decision.cause,
         "cause_id": decision.cause_id,
+        "attempt": 1,
         **expected,
     }
 
@@ -674,6 +675,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "shipping_amount": "0.00",
         "tax_amount": "0.00",
         "allocations": [{"payment_id": P, "amount": "25.00"}, {"payment_id": Q, "amount": "10.00"}],
+        "attempt": 1,
     }
     return {name: value for name, value in {**data, **changes}.items() if value is not None}
 
@@ -702,6 +704,7 @@ PARTS = told()["allocations"]
         ({"allocations": PARTS[:1]}, ["allocations"]),
         ({"allocations": [{**PARTS[0], "amount": "35.00"}]}, ["allocations"]),
         ({"allocations": {"payment_id": P}}, ["allocations"]),
+        ({"attempt": None}, ["attempt 1"]),
     ],
 )
 def test_a_request_that_tells_something_else_is_broken(
@@ -713,16 +716,16 @@ def test_a_request_that_tells_something_else_is_broken(
     assert [each.expected[: len(start)] for each, start in zip(broken, expected, strict=True)] == expected
 
 
-@pytest.mark.parametrize("name", ["lines", "shipping_amount", "allocations"])
+@pytest.mark.parametrize("name", ["lines", "shipping_amount", "allocations", "attempt"])
 def test_a_request_of_an_earlier_version_that_tells_more_is_broken(index: Index, name: str) -> None:
-    asked = told(lines=None, shipping_amount=None, allocations=None)
+    asked = told(lines=None, shipping_amount=None, allocations=None, attempt=None)
     assert judged(index, story({}, FOUR), [(1, asked)]) == []
     (broken,) = judged(index, story({}, FOUR), [(1, {**asked, name: told()[name]})])
     assert broken.expected == f"no {name}"
 
 
 def test_a_request_that_a_worker_of_the_version_before_sent_is_not_broken(index: Index) -> None:
-    asked = told(lines=None, shipping_amount=None, allocations=None)
+    asked = told(lines=None, shipping_amount=None, allocations=None, attempt=None)
     assert judged(index, story(PAYS, REST), [(1, asked)]) == []
 
 

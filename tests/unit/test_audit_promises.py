@@ -737,12 +737,12 @@ def asked(attempt: int | None = None, name: str | None = None, **changes: Any) -
     ("items", "actual"),
     [
         ([*refunded(), asked()], []),
-        ([*refunded(), asked(1)], []),
-        ([*refunded(), asked(), asked(1)], []),
+        # Of a decision without allocations it stays as it was.
+        ([*refunded(), asked(1)], ["1"]),
         ([*refunded(), asked(True)], ["none", f"refund_id {REFUND}:True"]),
         ([*refunded(), asked(), asked(2)], [f"refund_id {REFUND}:2"]),
         ([*refunded(1), asked(), asked(2)], []),
-        ([*refunded(1), asked(1), asked(2), asked(2)], []),
+        ([*refunded(1), asked(), asked(2), asked(2)], []),
         ([*refunded(1), asked()], ["none"]),
         ([*refunded(1), asked(), asked(2), asked(3)], [f"refund_id {REFUND}:3"]),
         ([*refunded(1, 2), asked(), asked(2), asked(3)], []),
@@ -750,7 +750,7 @@ def asked(attempt: int | None = None, name: str | None = None, **changes: Any) -
         ([*refunded(1), asked(), asked(2, amount="9.00")], ["amount 9.00"]),
         # Its id is over the refund and the attempt.
         ([*refunded(1), asked(), asked(2, REFUND)], [fold().made_id(f"refund.request:{REFUND}")]),
-        ([*refunded(1), asked(1, f"{REFUND}:1"), asked(2)], [fold().made_id(f"refund.request:{REFUND}:1")]),
+        ([*refunded(1), asked(name=f"{REFUND}:1"), asked(2)], [fold().made_id(f"refund.request:{REFUND}:1")]),
         # Completed before it was asked for again, or did that come later?
         ([*refunded(1, replies=[("failed", 1, 8), ("completed", 1, 50)]), asked()], []),
         ([*refunded(1, replies=[("failed", 1, 8), ("completed", 1, 50)]), asked(), asked(2)], []),

@@ -838,7 +838,7 @@ def test_a_state_of_before_has_no_tax() -> None:
     )
     later = [[["T", 5]], []]
     now = read(
-        [*head, [[*line, *later, None, None, "later"]], True, None, None, "later"],
+        [*head, [[*line, *later, None, None, "later"]], True, *[None] * 5, "later"],
         [*decided_before, 7, 5, None, "later"],
         [*suborder, 5, False, "later"],
     )

@@ -155,7 +155,7 @@ def test_the_summary_comes_when_sending_fails(
 
     file.write_text(HEADER + GOOD)
     monkeypatch.setattr(bulk, "_send", failing)
-    assert submit("orders.csv", *(["--json"] if as_json else [])) == code
+    assert submit("orders.csv", "--as-new", *(["--json"] if as_json else [])) == code
     out, err = capfd.readouterr()
     assert err == "orders: there: gone; check the path\n"
     if as_json:

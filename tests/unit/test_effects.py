@@ -478,6 +478,7 @@ def test_refund_request() -> None:
             "lines": [{"item_id": item_id(1), "quantity": 1, "amount": "9.82"}],
             "shipping_amount": "0.00",
             "allocations": [{"payment_id": payment(1), "amount": "9.82"}],
+            "attempt": 1,
         },
         {
             "refund_id": made_id("refund:1"),
@@ -489,6 +490,7 @@ def test_refund_request() -> None:
             "lines": [{"item_id": item_id(3), "quantity": 1, "amount": "29.45"}],
             "shipping_amount": "3.00",
             "allocations": [{"payment_id": payment(1), "amount": "32.45"}],
+            "attempt": 1,
         },
     ]
 

@@ -349,6 +349,7 @@ def test_a_refund_that_fails_is_asked_for_again_as_often_as_set() -> None:
     assert builder.waits() == {(21, "refund_retry", "refund:0")}
     builder.let_pass("refund_retry")
     first, second = builder.published("refund.request")
+    assert first["attempt"] == 1
     assert second == first | {"attempt": 2}
     names = [each.ce_name for each in builder.derived if each.type == "refund.request"]
     refund = made_id("refund:0")
@@ -360,6 +361,19 @@ def test_a_refund_that_fails_is_asked_for_again_as_often_as_set() -> None:
     fail(builder, 3)
     assert builder.waits() == set()
     assert builder.told() == [f"refund_failed: refund {refund}"]
+
+
+def test_the_first_request_says_that_it_is_the_first() -> None:
+    """But not that of a decision of an earlier version: it stays as it was."""
+    before = refunded().order.decisions[0]
+    for decision, said in ((before, [1, 2]), (msgspec.structs.replace(before, allocations=None), [None, 2])):
+        builder = paid(line(1))
+        builder.take(
+            Event("refund.decided", raw(ORDER), msgspec.structs.replace(decision), "e", decision.time, None)
+        )
+        fail(builder)
+        builder.let_pass("refund_retry")
+        assert [each.get("attempt") for each in builder.published("refund.request")] == said
 
 
 def test_a_refund_that_is_paid_is_not_asked_for_again() -> None:

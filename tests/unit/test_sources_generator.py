@@ -159,10 +159,27 @@ def test_as_many_orders_have_grants_as_are_asked_for_and_nothing_else_changes() 
     assert counts[2] == len(paid)
 
 
+def test_as_many_orders_as_are_asked_for_are_another_systems() -> None:
+    for share, counts in ((0, {0}), (1, {50})):
+        stream = list(generator.events(50, 1, CLEAN, taken_over=share))
+        orders = [parts(event)[1] for event in stream if event.topic == "order.created"]
+        assert {sum("live_from" in order for order in orders)} == counts
+    assert any("refunded_amount" in order for order in orders)
+    history = Counter(
+        parts(event)[0]["time"] < order["live_from"]
+        for order in orders
+        for event in stream
+        if parts(event)[1]["order_id"] == order["order_id"]
+    )
+    assert min(history[True], history[False]) > 50
+    plain = generator.events(50, 1, CLEAN, taken_over=0)
+    assert [event.topic for event in stream] == [event.topic for event in plain]
+
+
 def test_facts_are_about_lines_and_sellers_that_the_order_has(clean: list[SourceEvent]) -> None:
     events = [(event.topic, *parts(event)) for event in clean]
     orders = {data["order_id"]: data for topic, _, data in events if topic == "order.created"}
-    for topic, _, data in events:
+    for topic, attributes, data in events:
         order = orders[data["order_id"]]
         lines = {item["item_id"]: item for item in order["items"]}
         if "seller_id" in data and topic != "order.created":
@@ -170,7 +187,7 @@ def test_facts_are_about_lines_and_sellers_that_the_order_has(clean: list[Source
             for item in data.get("items", ()):
                 assert lines[item["item_id"]]["seller_id"] == data["seller_id"]
                 assert 1 <= item["quantity"] <= lines[item["item_id"]]["quantity"]
-        if topic.startswith("stock."):
+        if topic.startswith("stock.") and attributes["time"] >= order.get("live_from", ""):
             assert data["reservation_id"] == str(
                 uuid5(UUID(data["order_id"]), f"reservation:{data['seller_id']}")
             )
