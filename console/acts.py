@@ -32,6 +32,7 @@ from contracts.topics import CHECKOUT, INPUT
 from domain.order import Order
 from operations.journal import somebody
 from operations.redrive import Selection
+from streams.control import KINDS
 
 Seen = Annotated[Visitor, Depends(visitor)]
 SOURCE: Final = "/orders/console"
@@ -50,6 +51,7 @@ def offer_actions(app: FastAPI, reads: Sources, doing: Doing) -> None:
     _of_dead_letters(app, doing)
     _of_an_order(app, reads, doing)
     _repairs(app, doing)
+    _pauses(app, doing)
     _show_operations(app, doing)
 
 
@@ -84,6 +86,39 @@ def _show_operations(app: FastAPI, doing: Doing) -> None:
             "filters": {"by": by, "command": command, "from_": request.query_params.get("from", "")},
         }
         return page(request, "operations", seen_by, values)
+
+
+# -- pauses --------------------------------------------------------------------------------------------------
+
+
+_SAID: Final = {"pause": ("pause_did", "pause_was"), "resume": ("resume_did", "resume_was")}
+"""What is said once it was done, and where it was so before."""
+
+
+def _pauses(app: FastAPI, doing: Doing) -> None:
+    async def shown(request: Request, seen_by: Visitor, **more: Any) -> Response:
+        values = {"failed": None, "said": None, "kinds": KINDS, "fields": defaultdict(str)} | more
+        values["paused"] = await doing.paused()
+        return page(request, "pauses", seen_by, values, 422 if values["failed"] else 200)
+
+    @app.get("/pauses")
+    async def pauses(request: Request, seen_by: Seen) -> Response:
+        return await shown(request, seen_by)
+
+    @app.post("/pauses")
+    async def paused(request: Request, seen_by: Seen, form: Sent) -> Response:
+        only(seen_by, Role.OPERATOR)
+        kind = next((each for each in KINDS if each == form.get("kind")), None)
+        step, name = form.get("step", ""), form.get("name", "").strip()
+        if kind is None or step not in ("pause", "resume"):
+            raise Invalid(text("bad_form"))
+        try:
+            act = doing.pause if step == "pause" else doing.resume
+            changed = await act(kind, name, _by(seen_by), _reason(form))
+        except (Invalid, NotDone) as error:
+            return await shown(request, seen_by, failed=str(error), fields=defaultdict(str, form))
+        said = text(_SAID[step][not changed], name=f"{text(f'kind_{kind}')} {name}")
+        return await shown(request, seen_by, said=said)
 
 
 # -- dead letters --------------------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ from api.sending import Place, Sender
 from console.texts import text
 from errors import OrdersError
 from operations import journal
+from operations.pause import pause, resume
 from operations.redrive import RedriveResult, Selection, redrive
 from operations.repair import RepairResult, repair
 from operations.rows import RowsResult, repair_rows
 from queries.errors import Unavailable
 from settings import Settings
+from streams.control import Kind, Pause, paused
 
 FINDINGS: Final = 50
 """Of a repair, that are kept."""
@@ -62,6 +64,27 @@ class Doing:
                 self._settings, "dlq redrive", by=by, arguments=_told_of(selection), why=why
             ):
                 return await redrive(self._settings, selection, by=by)
+
+    async def paused(self) -> list[Pause]:
+        """What is paused, the oldest first."""
+        async with _told():
+            return list(await paused(self._settings))
+
+    async def pause(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        """Pause a lane, a topic or a type -> whether it wasn't so before."""
+        async with (
+            _told(),
+            journal.noted(self._settings, "pause", by=by, arguments=[kind, name], why=why),
+        ):
+            return (await pause(self._settings, kind, name, by=by, why=why)).changed
+
+    async def resume(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        """End a pause -> whether there was one."""
+        async with (
+            _told(),
+            journal.noted(self._settings, "resume", by=by, arguments=[kind, name], why=why),
+        ):
+            return (await resume(self._settings, kind, name)).changed
 
     async def repair(self, order_id: UUID, by: str, why: str | None) -> RepairResult:
         """Repair an order, by its log; `why` None: only say what is broken. All workers must have stopped."""

@@ -110,6 +110,7 @@ async def test_what_is_done_is_noted_and_shows(fresh: Settings, tmp_path: Path) 
             finally:
                 await connection.close()
             await _redrive(browser)
+            await _pause(browser)
             assert running.terminate() == 0
         looked = await send_form(browser, f"/repair/{order_id}", step="look")
         assert EN["repair_nothing"] in looked
@@ -145,6 +146,15 @@ async def _send_events(browser: httpx.AsyncClient, order_id: str, currency: str)
     form = {"amount": "1", "currency": currency, "why": "it was late"}
     await send_form(browser, grant, 422, step="send", **(form | {"amount": "x"}))
     await send_form(browser, grant, step="send", **form)
+
+
+async def _pause(browser: httpx.AsyncClient) -> None:
+    form = {"kind": "topic", "name": "order.paid", "why": "the bank is broken"}
+    paused = await send_form(browser, "/pauses", step="pause", **form)
+    assert paused.count("the bank is broken") == 1
+    assert "order.paid is paused" in await get(browser, "/?part=live")
+    await send_form(browser, "/pauses", 422, step="pause", **(form | {"name": "order.pad"}))
+    assert EN["nothing_paused"] in await send_form(browser, "/pauses", step="resume", **form)
 
 
 async def _redrive(browser: httpx.AsyncClient) -> None:

@@ -45,6 +45,7 @@ from queries.documents import (
 from queries.errors import NotFound, Unavailable
 from queries.worklists import Filters, LateSuborder, Page, WaitingRefund, WaitingReturn
 from settings import Settings
+from streams.control import Kind, Pause
 from streams.reports import LaneReport, WorkerReport
 from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, at, item_id, line, parcel, payment, returned
 
@@ -240,6 +241,18 @@ class Done(Doing):
         self._ask("redrive", selection, by, why)
         states: Counter[State] = Counter({"final": 2})
         return RedriveResult(sent=3, states=states, too_large=[self.text])
+
+    async def paused(self) -> list[Pause]:
+        self._ask("paused", None)
+        return [Pause("topic", self.text, TIME, self.text, self.text)]
+
+    async def pause(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        self._ask("pause", kind, name, why)
+        return name != "7"
+
+    async def resume(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        self._ask("resume", kind, name, why)
+        return True
 
     async def repair(self, order_id: UUID, by: str, why: str | None) -> RepairResult:
         self._ask("repair", order_id, by, why)

@@ -44,6 +44,7 @@ PAGES: Final = (
     f"/users/{USER}",
     f"/sellers/{ANNA}",
     "/operations",
+    "/pauses",
     "/redrive?reason=x",
     f"/repair/{ORDER}",
     f"/orders/{ORDER}/whatif",

@@ -189,6 +189,32 @@ async def test_repairs_look_first() -> None:
     assert other.status_code == 422
 
 
+async def test_what_is_paused_is_said_and_resumed(tmp_path: Path) -> None:
+    keys, does = tmp_path / "keys", Done("orders")
+    async with console(Made(), keys, doing=does) as browser:
+        viewer, operator = bearer(new_key(keys, "view")), bearer(new_key(keys, "all", "operate"))
+        form = {"kind": "lane", "name": "3", "why": "it is broken", "step": "pause"}
+        seen = await browser.get("/pauses", headers=viewer)
+        refused = await browser.post("/pauses", headers=viewer, data=form)
+        paused = await browser.post("/pauses", headers=operator, data=form)
+        again = await browser.post("/pauses", headers=operator, data=form | {"name": "7"})
+        resumed = await browser.post("/pauses", headers=operator, data=form | {"step": "resume"})
+        wrong = [
+            await browser.post("/pauses", headers=operator, data=form | change)
+            for change in ({"why": ""}, {"kind": "world"}, {"step": "stop"})
+        ]
+    assert "Since 2026-01-01 00:00:00 UTC, by orders:" in seen.text
+    assert 'value="resume"' not in seen.text
+    assert refused.status_code == 403
+    done = [each for each in does.asked if each[0] != "paused"]
+    lane = ("lane", "3", "it is broken")
+    assert done == [("pause", *lane), ("pause", "lane", "7", "it is broken"), ("resume", *lane)]
+    assert EN["pause_did"].format(name="Lane 3") in paused.text
+    assert EN["pause_was"].format(name="Lane 7") in again.text
+    assert EN["resume_did"].format(name="Lane 3") in resumed.text
+    assert {each.status_code for each in wrong} == {422}
+
+
 # -- dead letters --------------------------------------------------------------------------------------------
 
 
