@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -26,7 +27,8 @@ _OUTSIDE: Final = ("facts", "why", "order_id", "as_of")
 """Members of an explanation that aren't compared: facts are listed, rules follow from the rest."""
 
 
-class Taken(NamedTuple):
+@dataclass(slots=True)
+class Taken:
     """A record as a lane takes it in (streams.dead_letters.Record)."""
 
     topic: str

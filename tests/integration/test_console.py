@@ -77,7 +77,7 @@ async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path
             assert running.terminate() == 0
 
 
-async def send_form(browser: httpx.AsyncClient, path: str, code: int = 200, **form: str) -> str:
+async def send_form(browser: httpx.AsyncClient, path: str, code: int = 200, /, **form: str) -> str:
     """Send a page's form with its hidden fields."""
     page = await browser.get(path)
     hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text))

@@ -233,7 +233,13 @@ class Done(Doing):
 
     async def operations(self, since: datetime | None) -> list[Operation]:
         self._ask("operations", since)
-        begun = {"id": ORDER, "began": TIME, "by": self.text, "command": self.text, "why": self.text}
+        begun: dict[str, Any] = {
+            "id": ORDER,
+            "began": TIME,
+            "by": self.text,
+            "command": self.text,
+            "why": self.text,
+        }
         ended = Operation(**begun, arguments=[self.text], ended=TIME, outcome="failed", detail=self.text)
         return [Operation(**begun), ended]
 

@@ -252,7 +252,7 @@ def test_letters_are_chosen_by_their_times() -> None:
         ("2027-01-15T08", "", False),
     ):
         assert Selection(since=since, until=until).takes(refused) is taken, (since, until)
-    assert selection_of({"id": "1:7"}).ids == {(1, 7)}
+    assert selection_of({"id": "1:7"}).ids == frozenset({(1, 7)})
     assert selection_of({"reason": "r"}).until > "2026"
 
 

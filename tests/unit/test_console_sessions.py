@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from api.keys import changing
-from console import sessions
 from console.parameters import own_path
 from console.texts import EN
 from settings import Settings
@@ -75,8 +74,8 @@ async def test_a_session_ends_when_nobody_uses_it_and_in_any_case(
     keys = tmp_path / "keys"
     real = time.time
     now = real()
-    monkeypatch.setattr(sessions.time, "time", lambda: now)  # PyJWT looks at the real clock
-    limits = {"console_secret": SECRET, "console_idle": 600, "console_session": 3600}
+    monkeypatch.setattr(time, "time", lambda: now)  # PyJWT looks at the real clock
+    limits: dict[str, Any] = {"console_secret": SECRET, "console_idle": 600, "console_session": 3600}
     async with console(Made(), keys, **limits) as browser:
         key = new_key(keys, "view")
 
@@ -125,7 +124,7 @@ async def test_only_a_cookie_of_ours_is_a_session(tmp_path: Path) -> None:
         forged: dict[str, Any] = {
             "signature": cookie[:-4] + "AAAA",
             "other secret": jwt.encode(claims, "x" * 32),
-            "no signature": jwt.encode(claims, None, "none"),
+            "no signature": jwt.encode(claims, "", "none"),
             "audience": jwt.encode(claims | {"aud": "other"}, SECRET),
             "part": jwt.encode({key: value for key, value in claims.items() if key != "key"}, SECRET),
             "no key": jwt.encode(claims | {"key": ""}, SECRET),
@@ -218,7 +217,7 @@ async def test_without_keys_forms_are_bound_to_their_browser(tmp_path: Path) -> 
 
 # -- a proxy that logs people in -----------------------------------------------------------------------------
 
-PROXY = {
+PROXY: dict[str, Any] = {
     "console_proxy_user": "X-Forwarded-Email",
     "console_proxy_viewers": "staff",
     "console_proxy_support": "care, care-lead",
@@ -241,7 +240,7 @@ PROXY = {
     ],
 )
 async def test_a_proxy_is_believed_where_it_is_known(
-    trust: dict[str, str], address: str, shown: str, code: int
+    trust: dict[str, Any], address: str, shown: str, code: int
 ) -> None:
     headers = {"X-Forwarded-Email": "anna@example", "X-Forwarded-Groups": "staff"}
     if shown:
@@ -265,7 +264,7 @@ async def test_a_proxy_is_believed_where_it_is_known(
     ],
 )
 async def test_groups_are_roles(groups: str, role: str | None) -> None:
-    trusted = {**PROXY, "console_proxy_secret": SECRET}
+    trusted: dict[str, Any] = {**PROXY, "console_proxy_secret": SECRET}
     headers = {
         "X-Forwarded-Email": "anna@example",
         "X-Forwarded-Groups": groups,
