@@ -22,6 +22,8 @@ from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
 from domain.shapes import DeadlinePolicy
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+_EXTENSION: Final = re.compile(r"(?P<name>[A-Za-z]+)=[!-~]+")
+"""RFC 7628, 3.1. A value with a comma can't be written: none is known that has one."""
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
 LEAST_RATE: Final = 0.001
@@ -153,6 +155,13 @@ class Settings(BaseSettings):
             "Program with arguments (no shell) that prints a token for OAUTHBEARER, or JSON with an "
             "access_token. It runs for a new connection, unless the token before is one whose end is known "
             "and far enough away. It has 20 s."
+        ),
+    )
+    kafka_oauth_extensions: str = Field(
+        "",
+        description=(
+            "What is sent with the token for OAUTHBEARER, name=value,...; Confluent Cloud wants logicalCluster"
+            " and identityPoolId. No secrets."
         ),
     )
 
@@ -654,6 +663,22 @@ class Settings(BaseSettings):
             raise ValueError(f"can't be split into words ({error}); quote it as for a shell") from None
         return value
 
+    @field_validator("kafka_oauth_extensions")
+    @classmethod
+    def _oauth_extensions(cls, value: str) -> str:
+        names = []
+        for number, each in enumerate(value.split(",") if value else (), 1):
+            extension = _EXTENSION.fullmatch(each.strip())
+            if extension is None or extension["name"] == "auth":
+                raise ValueError(
+                    f"extension {number} is not name=value, with letters alone in the name; write"
+                    " logicalCluster=lkc-...,identityPoolId=pool-..."
+                )
+            names.append(extension["name"])
+        if len(names) != len(set(names)):
+            raise ValueError("names an extension twice")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -719,6 +744,13 @@ class Settings(BaseSettings):
     def brokers(self) -> list[str]:
         """Brokers as a list of host:port."""
         return [broker.strip() for broker in self.kafka.split(",")]
+
+    @property
+    def oauth_extensions(self) -> dict[str, str]:
+        """kafka_oauth_extensions by name."""
+        given = self.kafka_oauth_extensions
+        pairs = [each.strip().partition("=") for each in given.split(",")] if given else []
+        return {name: value for name, _, value in pairs}
 
     @property
     def deadline_policy(self) -> DeadlinePolicy:
@@ -800,6 +832,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
     ]
     if len(token) > 1:
         yield f"{' and '.join(token)} are both set; set one of them"
+    token += ["ORDERS_KAFKA_OAUTH_EXTENSIONS"] * bool(s.kafka_oauth_extensions)
     if not sasl:
         login = [
             name
@@ -821,7 +854,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
             " SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
         )
     elif s.kafka_sasl_mechanism == "OAUTHBEARER":
-        if not token:
+        if not (s.kafka_oauth_token_file or s.kafka_oauth_token_command):
             yield (
                 "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"
                 " ORDERS_KAFKA_OAUTH_TOKEN_COMMAND"
