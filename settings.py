@@ -6,6 +6,7 @@ The description of a setting gives its unit and the reason for its default.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from credentials import JwksPlace, Name, PostgresUrl, RedisUrl, Secret
 from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
 from domain.shapes import DeadlinePolicy
+from errors import OrdersError
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 _EXTENSION: Final = re.compile(r"(?P<name>[A-Za-z]+)=[!-~]+")
@@ -30,12 +33,48 @@ LEAST_RATE: Final = 0.001
 """Requests a second of a key whose rate is bounded: one in a quarter of an hour."""
 
 
-class Settings(BaseSettings):
-    """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
+class SmallLetters(OrdersError):
+    """A name in the environment is a setting's, but for its letters."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+
+class _Environment(PydanticBaseSettingsSource):
+    """The variables of the environment, which are in capitals: pydantic's own source takes other letters too,
+    and of two that differ in them the one that happens to come later.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(f"ORDERS_{field_name.upper()}"), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Field -> text. Raises SmallLetters: whoever wrote them so expects that they count."""
+        fields = self.settings_cls.model_fields
+        names = {f"ORDERS_{field.upper()}": field for field in fields}
+        for name in sorted(os.environ):
+            if name not in names and name.upper() in names:
+                raise SmallLetters(
+                    f"{name} in the environment isn't in capitals", f"write {name.upper()}, or unset it"
+                )
+        return {names[name]: value for name, value in os.environ.items() if name in names}
+
+
+class Settings(BaseSettings):
+    """All settings. Raises pydantic.ValidationError for a value that cannot be used, SmallLetters for a name.
+    Never blocks.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in the call, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     # -- servers ---------------------------------------------------------------------------------------------
     kafka: str = Field(
@@ -161,7 +200,7 @@ class Settings(BaseSettings):
         "",
         description=(
             "What is sent with the token for OAUTHBEARER, name=value,...; Confluent Cloud wants logicalCluster"
-            " and identityPoolId. No secrets."
+            " and identityPoolId."
         ),
     )
 
@@ -923,6 +962,6 @@ Only the command line replaces it: it looks for a local stack.
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Return the settings of this process, read from the environment once.
-    Raises pydantic.ValidationError.
+    Raises pydantic.ValidationError and SmallLetters.
     """
     return Settings.model_validate(find_servers())
