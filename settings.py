@@ -199,7 +199,7 @@ class Settings(BaseSettings):
     kafka_oauth_extensions: str = Field(
         "",
         description=(
-            "What is sent with the token for OAUTHBEARER, name=value,...; Confluent Cloud wants logicalCluster"
+            "What is sent with the token for OAUTHBEARER, name=value,...; for Confluent Cloud logicalCluster"
             " and identityPoolId."
         ),
     )

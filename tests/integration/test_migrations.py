@@ -375,6 +375,33 @@ async def test_a_part_of_the_schema_that_was_dropped_is_named(empty: Settings, d
     await migrate.fits(empty)
 
 
+async def test_views_and_indexes_that_were_dropped_are_named_with_what_makes_them_again(
+    migrated: tuple[Settings, PartitionBy],
+) -> None:
+    settings, by = migrated
+    assert await migrate.dropped(settings, by) == []
+    indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+    before = await rows(settings, indexes), await rows(settings, "SELECT pg_get_viewdef('orders_summary')")
+    mine = [
+        index.name
+        for table in build_metadata(by).tables.values()
+        for index in sorted(table.indexes, key=lambda each: str(each.name))
+    ]
+    await rows(settings, "DROP VIEW orders_summary")
+    await rows(settings, f"DROP INDEX {', '.join(map(str, mine))}")
+    lacking = await migrate.dropped(settings, by)
+    assert [each.name for each in lacking] == [*sorted(map(str, mine)), "orders_summary"]
+    await migrate.upgrade(settings, by)  # doesn't mind
+    await migrate.fits(settings)
+    for each in lacking:
+        assert "\n" not in each.statement
+        await rows(settings, each.statement)
+    assert before == (
+        await rows(settings, indexes),
+        await rows(settings, "SELECT pg_get_viewdef('orders_summary')"),
+    )
+
+
 async def test_a_migration_that_does_not_find_a_table_says_so(empty: Settings) -> None:
     await migrate.upgrade(empty)
     async with migrate.connect(empty) as connection:

@@ -69,7 +69,10 @@ COMMAND = {"kafka_oauth_token_command": f"print {MARK}"}
         (BEARER | COMMAND | USER, "logs in by a token: take ORDERS_KAFKA_SASL_USERNAME"),
         (BEARER | COMMAND | {"kafka_oauth_token_file": "/t"}, "are both set; set one of them"),
         ({"kafka_oauth_extensions": f"a={MARK}"}, "ORDERS_KAFKA_OAUTH_EXTENSIONS is set, but"),
-        (LOGIN | USER | {"kafka_oauth_extensions": "a=b"}, "EXTENSIONS is for ORDERS_KAFKA_SASL_MECHANISM=OA"),
+        (
+            LOGIN | USER | {"kafka_oauth_extensions": "a=b"},
+            "EXTENSIONS is for ORDERS_KAFKA_SASL_MECH",
+        ),
         (BEARER | {"kafka_oauth_extensions": "a=b"}, "OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"),
         (BEARER | COMMAND | {"kafka_oauth_extensions": f"a=b,{MARK}"}, "extension 2 is not name=value"),
         (BEARER | COMMAND | {"kafka_oauth_extensions": f"a1={MARK}"}, "extension 1 is not name=value"),
