@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+
 import asyncpg
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from errors import OrdersError
 from wire import denied
+from wire.refused import chain
 
 
 def failed(error: BaseException) -> str:
@@ -26,6 +29,9 @@ def refused(error: BaseException) -> str | None:
         return f"doesn't allow it: {_line(error)}; see orders grants postgres"
     if isinstance(error, NoPermissionError):
         return f"doesn't allow it: {_line(error)}; see orders grants redis"
+    for cause in chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"has a certificate that isn't trusted: {cause.verify_message.rstrip('.')}"
     lacking = denied.acl(error)
     return None if lacking is None else f"doesn't allow {lacking}; see orders grants kafka"
 

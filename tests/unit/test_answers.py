@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import asyncpg
 import pytest
 from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
@@ -40,6 +42,15 @@ def test_a_server_that_refuses_is_there(monkeypatch: pytest.MonkeyPatch, error: 
     monkeypatch.setattr(denied, "_noted", {})  # of tests before this one
     assert failed(error) == refused(error)
     assert failed(error).startswith(says)
+
+
+def test_a_certificate_that_is_not_trusted_is_found_behind_what_hides_it() -> None:
+    untrusted = ssl.SSLCertVerificationError(1, "no")
+    untrusted.verify_message = "self-signed certificate."
+    hidden = RedisConnectionError("Error 1 connecting")
+    hidden.__cause__ = untrusted
+    for error in (untrusted, hidden):
+        assert failed(error) == "has a certificate that isn't trusted: self-signed certificate"
 
 
 @pytest.mark.parametrize(
