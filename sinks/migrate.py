@@ -273,16 +273,16 @@ async def dropped(settings: Settings, partition_by: PartitionBy) -> list[Dropped
             ).all()
         )
         metadata = build_metadata(partition_by)
-        made: list[Dropped] = []
+        ours: list[Dropped] = []
         for index in (each for table in metadata.tables.values() for each in table.indexes):
             statement = sa.schema.CreateIndex(index).compile(dialect=DIALECT)
-            made.append(Dropped("index", str(index.name), str(statement)))
+            ours.append(Dropped("index", str(index.name), str(statement)))
         for name, select in build_views(metadata).items():
             query = select.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
-            made.append(Dropped("view", name, f"CREATE VIEW {name} AS {query}"))
+            ours.append(Dropped("view", name, f"CREATE VIEW {name} AS {query}"))
         return [
             each._replace(statement=" ".join(each.statement.split()))
-            for each in sorted(made)
+            for each in sorted(ours)
             if each.name not in there
         ]
 
