@@ -7,6 +7,7 @@ The description of a setting gives its unit and the reason for its default.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from credentials import JwksPlace, Name, PostgresUrl, RedisUrl, Secret
 from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
 from domain.shapes import DeadlinePolicy
+from errors import OrdersError
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+_EXTENSION: Final = re.compile(r"(?P<name>[A-Za-z]+)=[!-~]+")
+"""RFC 7628, 3.1. A value with a comma can't be written: none is known that has one."""
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
 LEAST_SECRET: Final = 32
@@ -31,12 +36,48 @@ LEAST_RATE: Final = 0.001
 """Requests a second of a key whose rate is bounded: one in a quarter of an hour."""
 
 
-class Settings(BaseSettings):
-    """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
+class SmallLetters(OrdersError):
+    """A name in the environment is a setting's, but for its letters."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+
+class _Environment(PydanticBaseSettingsSource):
+    """The variables of the environment, which are in capitals: pydantic's own source takes other letters too,
+    and of two that differ in them the one that happens to come later.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(f"ORDERS_{field_name.upper()}"), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Field -> text. Raises SmallLetters: whoever wrote them so expects that they count."""
+        fields = self.settings_cls.model_fields
+        names = {f"ORDERS_{field.upper()}": field for field in fields}
+        for name in sorted(os.environ):
+            if name not in names and name.upper() in names:
+                raise SmallLetters(
+                    f"{name} in the environment isn't in capitals", f"write {name.upper()}, or unset it"
+                )
+        return {names[name]: value for name, value in os.environ.items() if name in names}
+
+
+class Settings(BaseSettings):
+    """All settings. Raises pydantic.ValidationError for a value that cannot be used, SmallLetters for a name.
+    Never blocks.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in the call, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     # -- servers ---------------------------------------------------------------------------------------------
     kafka: str = Field(
@@ -156,6 +197,13 @@ class Settings(BaseSettings):
             "Program with arguments (no shell) that prints a token for OAUTHBEARER, or JSON with an "
             "access_token. It runs for a new connection, unless the token before is one whose end is known "
             "and far enough away. It has 20 s."
+        ),
+    )
+    kafka_oauth_extensions: str = Field(
+        "",
+        description=(
+            "What is sent with the token for OAUTHBEARER, name=value,...; for Confluent Cloud logicalCluster"
+            " and identityPoolId."
         ),
     )
 
@@ -733,6 +781,22 @@ class Settings(BaseSettings):
             raise ValueError(f"can't be split into words ({error}); quote it as for a shell") from None
         return value
 
+    @field_validator("kafka_oauth_extensions")
+    @classmethod
+    def _oauth_extensions(cls, value: str) -> str:
+        names = []
+        for number, each in enumerate(value.split(",") if value else (), 1):
+            extension = _EXTENSION.fullmatch(each.strip())
+            if extension is None or extension["name"] == "auth":
+                raise ValueError(
+                    f"extension {number} is not name=value, with letters alone in the name; write"
+                    " logicalCluster=lkc-...,identityPoolId=pool-..."
+                )
+            names.append(extension["name"])
+        if len(names) != len(set(names)):
+            raise ValueError("names an extension twice")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -820,6 +884,13 @@ class Settings(BaseSettings):
     def brokers(self) -> list[str]:
         """Brokers as a list of host:port."""
         return [broker.strip() for broker in self.kafka.split(",")]
+
+    @property
+    def oauth_extensions(self) -> dict[str, str]:
+        """kafka_oauth_extensions by name."""
+        given = self.kafka_oauth_extensions
+        pairs = [each.strip().partition("=") for each in given.split(",")] if given else []
+        return {name: value for name, _, value in pairs}
 
     @property
     def deadline_policy(self) -> DeadlinePolicy:
@@ -918,6 +989,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
     ]
     if len(token) > 1:
         yield f"{' and '.join(token)} are both set; set one of them"
+    token += ["ORDERS_KAFKA_OAUTH_EXTENSIONS"] * bool(s.kafka_oauth_extensions)
     if not sasl:
         login = [
             name
@@ -939,7 +1011,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
             " SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
         )
     elif s.kafka_sasl_mechanism == "OAUTHBEARER":
-        if not token:
+        if not (s.kafka_oauth_token_file or s.kafka_oauth_token_command):
             yield (
                 "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"
                 " ORDERS_KAFKA_OAUTH_TOKEN_COMMAND"
@@ -1008,6 +1080,6 @@ Only the command line replaces it: it looks for a local stack.
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Return the settings of this process, read from the environment once.
-    Raises pydantic.ValidationError.
+    Raises pydantic.ValidationError and SmallLetters.
     """
     return Settings.model_validate(find_servers())

@@ -198,6 +198,7 @@ SECRETS: Final = frozenset(
     {
         "API_JWT_JWKS",
         "KAFKA",
+        "KAFKA_OAUTH_EXTENSIONS",
         "KAFKA_OAUTH_TOKEN_COMMAND",
         "KAFKA_SASL_USERNAME",
         *map(str.upper, settings.SECRET_FILES),

@@ -18,6 +18,7 @@ import typer
 from errors import OrdersError
 from settings import Settings
 from sinks.connection import check
+from wire.access import Access
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,7 +42,8 @@ def serve(
     may have which it reads, as api.events.keeps_body; None: it reads none. `guarded`: it asks for something
     else than keys, too. The application's state has its `access`.
 
-    Raises OrdersError for an address other than loopback without keys, and for what can't be served.
+    Raises OrdersError for an address other than loopback without keys, for files of Kafka's certificates that
+    can't be used, and for what can't be served.
     """
     keys = settings.bearer_keys or settings.api_key_store or settings.api_jwt_issuer
     if not keys and not guarded and not _loopback(host):
@@ -53,6 +55,7 @@ def serve(
     if (cert is None) != (key is None):
         raise OrdersError("--cert and --key belong together", "give both, or neither")
     _check_addresses(settings)
+    Access(settings)  # raises for certificates and keys that could never be used
 
     import uvicorn
 

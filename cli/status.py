@@ -20,6 +20,7 @@ from rich.text import Text
 
 from cli.terminal import Cell, Rows, Wide, output
 from cli.text import printable
+from operations.answers import failed
 from operations.status import LATELY_SECONDS, LaneStatus, Status, StatusReader
 from settings import Settings, get_settings
 
@@ -84,7 +85,7 @@ async def _watch(settings: Settings, *, wide: bool, as_json: bool) -> None:
                         show(picture(status, wide=wide), document(status))
                         await asyncio.sleep(WATCH_SECONDS)
             except (KafkaError, OSError) as error:
-                problem = f"kafka doesn't answer ({type(error).__name__})"
+                problem = f"kafka {failed(error)}"
                 show(Text(problem, "red"), {"at": _moment(time.time()), "problems": [problem]})
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -125,7 +126,7 @@ def picture(status: Status, *, wide: bool = False) -> RenderableType:
 
 def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
     for server, why in status.servers.items():
-        yield server, ("answers", "green") if why is None else (f"doesn't answer: {why}", "red")
+        yield server, ("answers", "green") if why is None else (why, "red")
     said = ", ".join(f"{worker.worker} ({worker.role})" for worker in status.workers)
     yield "workers", (f"{status.members} in the group" + (f": {said}" if said else ""), "")
     letters = status.dead_letters

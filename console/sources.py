@@ -20,6 +20,7 @@ from domain.asof import as_of
 from domain.explain import explain
 from domain.order import Order
 from errors import OrdersError
+from operations.answers import refused
 from operations.dead_letters import Found, NoSuchLetter, find, recent
 from operations.records import RawRecords, of_order
 from queries.documents import OrderDetails, Orders, Suborders, Tracked
@@ -161,7 +162,9 @@ class Sources:
             raise Unavailable(str(error)) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._jobs.drop()
-            raise Unavailable(text("postgres_away")) from error
+            how = refused(error)
+            said = text("server_refuses", server="Postgres", how=how) if how else text("postgres_away")
+            raise Unavailable(said) from error
 
     async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
         """What has this id: (kind, id of the order, user or seller that it leads to)."""
@@ -195,6 +198,12 @@ async def _of_kafka(seconds: float) -> AsyncIterator[None]:
     except NoSuchLetter:
         raise
     except (KafkaError, OSError, TimeoutError) as error:
-        raise Unavailable(text("kafka_away", why=type(error).__name__)) from error
+        how = refused(error)
+        said = (
+            text("server_refuses", server="Kafka", how=how)
+            if how
+            else text("kafka_away", why=type(error).__name__)
+        )
+        raise Unavailable(said) from error
     except OrdersError as error:
         raise Unavailable(str(error)) from error

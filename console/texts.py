@@ -42,6 +42,7 @@ EN: Final = {
     "stale": "What is below is from {time} UTC, before that.",
     "kafka_away": "Kafka doesn't answer ({why}). See that it runs and that ORDERS_KAFKA leads to it;"
     " this page goes on by itself",
+    "server_refuses": "{server} {how}",
     "postgres_away": "Postgres doesn't answer. See that it runs and that ORDERS_POSTGRES leads to it",
     # -- overview --------------------------------------------------------------------------------------------
     "flow": "Flow of the last hour",
@@ -56,7 +57,6 @@ EN: Final = {
     "servers": "Servers",
     "state": "State",
     "answers": "answers",
-    "server_away": "doesn't answer: {why}",
     "workers": "Workers",
     "worker": "Worker",
     "role": "Role",

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from audit.checkpoint import last_audit
 from contracts.topics import DLQ, WORKERS
 from errors import OrdersError
+from operations.answers import failed
 from operations.auditing import CHECKPOINTS
 from settings import Settings
 from sinks.bulk import BulkJobs
@@ -96,7 +97,7 @@ class Status(NamedTuple):
     """Of those that said something lately, by name."""
     lanes: list[LaneStatus]
     servers: dict[str, str | None]
-    """Server -> why it didn't answer this command; None: it answered."""
+    """Server -> how it failed this command ("doesn't answer: ..."); None: it answered."""
     dead_letters: DeadLetters
     jobs: list[dict[str, Any]] | None
     """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
@@ -108,7 +109,7 @@ class Status(NamedTuple):
     @property
     def problems(self) -> list[str]:
         """What a person should look at, the worst first. Empty: all is well."""
-        said = [f"{name} doesn't answer: {why}" for name, why in self.servers.items() if why is not None]
+        said = [f"{name} {why}" for name, why in self.servers.items() if why is not None]
         if not self.members:
             said.append("no worker is running: start one with orders worker")
         for each in self.workers:
@@ -215,17 +216,17 @@ class StatusReader:
             async with asyncio.timeout(SERVER_SECONDS):
                 rows = await self._jobs.jobs()
         except OrdersError as error:
-            return None, error.message
+            return None, failed(error)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._jobs.drop()
-            return None, f"{type(error).__name__}: {error}".strip(": ")
+            return None, failed(error)
         return [row for row in rows if row["completed_at"] is None], None
 
     async def _redis_answers(self) -> str | None:
         try:
             await self._redis.ping()
         except (RedisError, OSError, OrdersError) as error:
-            return f"{type(error).__name__}: {error}".strip(": ")
+            return failed(error)
         return None
 
 
