@@ -387,6 +387,16 @@ class Settings(BaseSettings):
             "How often `orders dlq redrive` sends a record back. If it is refused every time, it is parked."
         ),
     )
+    dead_letter_hold: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "Refused records of one topic within a minute, above which a worker pauses that topic (`orders"
+            " pause`), so that a defect upstream doesn't fill orders.dlq. Each worker counts its own lanes."
+            " 0: never, since good records of that topic wait too."
+        ),
+    )
     drain_timeout: float = Field(
         10.0,
         gt=0,

@@ -42,6 +42,9 @@ DLQ: Final = "orders.dlq"
 REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
 
+RESOLVED: Final = "orders.resolved"
+"""Which dead letters need nothing more, who said so and why (`orders dlq resolve`)."""
+
 PARTITIONS: Final = "orders.partitions"
 """How many partitions the topics had before they were given more: where the history of a lane's orders
 lies (`orders partitions`).

@@ -22,7 +22,7 @@ from streams import topics
 Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
-    "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq redrive",
+    "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq",
     "worker": "orders worker --role realtime",
     "reader": "orders api, show, wait, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
@@ -32,7 +32,8 @@ PURPOSE: Final[dict[Role, str]] = {
 """The commands that each role can run."""
 
 
-_LEDGERS: Final = (names.REDRIVEN, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
+_LETTERS: Final = (names.DLQ, names.REDRIVEN, names.RESOLVED)
+_LEDGERS: Final = (names.REDRIVEN, names.RESOLVED, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
 """What the commands of a person note."""
 
 
@@ -73,12 +74,13 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 names.CLOCK,
                 names.WORKERS,
                 settings.changelog_topic,
+                *((names.CONTROL, names.OPERATIONS) if settings.dead_letter_hold else ()),
             ),
             "DescribeConfigs": (settings.changelog_topic,),
             "Describe": every,
         },
         "reader": {
-            "Read": (settings.changelog_topic, names.DLQ, names.REDRIVEN, names.WORKERS, names.CONTROL),
+            "Read": (settings.changelog_topic, *_LETTERS, names.WORKERS, names.CONTROL),
             "Write": names.INPUT if settings.api_write else (),
             "DescribeConfigs": every,
             "Describe": every,

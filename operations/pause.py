@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import NamedTuple
+
+from aiokafka.errors import KafkaError
 
 from contracts.incoming import EVENTS
 from contracts.topics import BULK, CONTROL, LANE
 from errors import OrdersError
+from operations import journal
 from settings import Settings
 from streams.control import PARTITION, Kind, Note, Pause, encode, key_of, now, paused, topic_of
 from streams.lanes import lanes
 from streams.topics import require
 from wire import clients
 from wire.metadata import require_visible
+
+log = logging.getLogger(__name__)
 
 
 class Unpausable(OrdersError):
@@ -74,6 +80,20 @@ async def resume(settings: Settings, kind: Kind, name: str) -> Result:
         return Result(None, False)
     await _write(settings, key_of(kind, name), None)
     return Result(before, True)
+
+
+async def hold(settings: Settings, by: str, topic: str, count: int) -> None:
+    """Pause a topic of which a worker has refused so many records within a minute, and note it.
+
+    Raises nothing: what goes wrong is in the log, and it is tried again when more are refused. Blocks.
+    """
+    why = f"{count:,} of its records were refused within a minute (ORDERS_DEAD_LETTER_HOLD)"
+    log.error("%s is to be paused: %s", topic, why)
+    try:
+        async with journal.noted(settings, "pause", by=by, arguments=["topic", topic], why=why):
+            await pause(settings, "topic", topic, by=by, why=why)
+    except (KafkaError, OrdersError, OSError) as error:
+        log.error("%s can't be paused: %r", topic, error)
 
 
 def holds(kind: Kind, name: str) -> str:

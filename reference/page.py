@@ -99,16 +99,8 @@ def _opening() -> Iterator[str]:
     yield "|---|---|"
     yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
-    internal = _links(
-        (
-            topics.DECISIONS,
-            topics.REKEYED,
-            topics.REDRIVEN,
-            topics.PARTITIONS,
-            topics.CONTROL,
-            topics.OPERATIONS,
-        )
-    )
+    ledgers = (topics.REDRIVEN, topics.RESOLVED, topics.PARTITIONS, topics.CONTROL, topics.OPERATIONS)
+    internal = _links((topics.DECISIONS, topics.REKEYED, *ledgers))
     yield from _prose(f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)}).")
 
 
@@ -239,7 +231,15 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         """
         What `orders dlq redrive` has sent back: compacted, kept for ever. Key `PARTITION:OFFSET` of a dead
         letter, value JSON: `at`, `by`, `count`, `reason`, `origin` and `to` ([topic, partition, offset] of
-        the refused record and of the one that was sent).
+        the refused record and of the one that was sent). If another value was sent (`--edit`), `before` and
+        `after` hold both in base64.
+        """
+    )
+    yield from _heading(f"### {topics.RESOLVED}")
+    yield from _prose(
+        """
+        Dead letters that need nothing more (`orders dlq resolve`): compacted, all in partition 0. Key
+        `PARTITION:OFFSET` of a dead letter, value JSON: `at`, `by`, `why` and `origin`; none: taken back.
         """
     )
     yield from _heading(f"### {topics.PARTITIONS}")

@@ -172,6 +172,10 @@ _REDRIVEN: Final = (
     ),
 )
 
+_RESOLVED: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "The latest word on each dead letter."),
+)
+
 _PARTITIONS: Final = (
     TopicConfig(
         "cleanup.policy",
@@ -241,6 +245,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(names.CLOCK, _CLOCK),
         spec(names.WORKERS, _WORKERS),
         spec(names.REDRIVEN, _REDRIVEN),
+        spec(names.RESOLVED, _RESOLVED),
         spec(names.PARTITIONS, _PARTITIONS),
         spec(names.CONTROL, _CONTROL),
         spec(names.OPERATIONS, _OPERATIONS),

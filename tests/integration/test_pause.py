@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from contracts.topics import CONTROL
 from operations.status import StatusReader
@@ -16,6 +17,7 @@ from settings import Settings
 from streams.lag import LagReader
 from tests.integration.test_bulk import an_order, completed, job, ndjson, order_id, submit
 from tests.integration.test_health import gauge, probe
+from tests.servers import kafka
 from tests.unit.builders import at, parcel
 from tests.waiting import eventually, until
 from tests.workers import audit, finished, orders, processed, worker
@@ -139,6 +141,33 @@ async def test_what_there_is_not_cannot_be_paused(fresh: Settings, run_command: 
     again = command("pause", "lane", "0", "--reason", "second", "--json")
     assert (again["changed"], again["pause"]["why"]) == (False, "first")
     assert CONTROL == "orders.control"
+
+
+async def test_a_flood_of_refused_records_pauses_its_topic_and_no_other(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_DEAD_LETTER_HOLD", "20")
+
+    async def refused(topic: str, count: int) -> None:
+        async with AIOKafkaProducer(**kafka(fresh.brokers)) as producer:
+            for number in range(count):
+                await producer.send_and_wait(topic, b"{", b"x", partition=number % 2)
+
+    with worker(tmp_path, "w1") as running:
+        await refused("payment.failed", 20)
+        await refused("order.paid", 21)
+        until(lambda: "topic order.paid is paused since" in running.text(), "it is paused")
+        await send(fresh, EVENTS)
+        until(lambda: {topic for topic, _ in left(fresh)} == {"order.paid"}, "the rest goes on")
+        [paused] = command("status", "--json", code=1)["paused"]
+        assert (paused["kind"], paused["name"]) == ("topic", "order.paid")
+        assert paused["by"].startswith("w1@")
+        assert "21 of its records were refused within a minute" in paused["why"]
+        [noted] = command("operations", "--json")["operations"]
+        assert (noted["command"], noted["by"], noted["outcome"]) == ("pause", paused["by"], "done")
+        assert orders("resume", "topic", "order.paid").returncode == 0
+        processed()
+        audit()
 
 
 async def test_a_paused_bulk_topic_waits_and_the_others_do_not(fresh: Settings, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_every_topic_is_told() -> None:
         topics.REDRIVEN,
         topics.OPERATIONS,
         topics.CONTROL,
+        topics.RESOLVED,
         topics.DLQ,
     ):
         assert f"\n### {name}\n" in page
