@@ -159,10 +159,8 @@ def submit_command(
     Example: [bold]orders bulk submit orders old-shop.csv --live-from 2026-03-10T12:00:00Z[/bold]
     """
     settings, started = get_settings(), time.monotonic()
-    mapped = None if mapping is None else load(mapping)
-    job = None if job is None else _uuid(job)
-    cut_over = _cut_over(settings, kind, live_from, as_new)
-    sending = _Sending(settings, again)
+    mapped, job = None if mapping is None else load(mapping), None if job is None else _uuid(job)
+    cut_over, sending = _cut_over(settings, kind, live_from, as_new), _Sending(settings, again)
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
         bar = stack.enter_context(progress("lines read", quiet=as_json))

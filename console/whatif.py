@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import UUID
+
+import msgspec
 
 from api.binding import Record as Sent
 from contracts.topics import DECISIONS, DLQ
@@ -36,7 +38,7 @@ class Taken:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, Any]]
+    headers: Sequence[tuple[str, Any]]
     timestamp: int
     timestamp_type: int
 
@@ -153,7 +155,4 @@ def _text(value: bytes | None) -> str:
 
 
 def _pretty(value: bytes | None) -> str:
-    try:
-        return json.dumps(json.loads(value or b""), indent=2, ensure_ascii=False)
-    except ValueError:
-        return _text(value)
+    return "" if value is None else msgspec.json.format(value, indent=2).decode()
