@@ -23,7 +23,7 @@ from wire.access import Access
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from api.access import Access
+    from api.access import Access as Admission
 
 
 def serve(
@@ -35,7 +35,7 @@ def serve(
     key: Path | None,
     *,
     name: str,
-    keeps: Callable[[Access, bytes, bytes, str | None], int] | None = None,
+    keeps: Callable[[Admission, bytes, bytes, str | None], int] | None = None,
     guarded: bool = False,
 ) -> None:
     """Serve an application until SIGTERM or Ctrl-C. `name`: in its log lines. `keeps`: the bytes that a body
