@@ -49,6 +49,11 @@ def pack(rows: Iterable[tuple[Any, ...]], kinds: bytes) -> Sequence[bytes | str]
     if _native is not None:
         packed: list[bytes] = _native.pack_columns(list(rows), kinds)
         return packed
+    return texts(rows, kinds)
+
+
+def texts(rows: Iterable[tuple[Any, ...]], kinds: bytes) -> list[str]:
+    """Return the same as the texts of arrays, which any connection takes as such. Pure."""
     return [_literal(*column) for column in zip(kinds, zip(*rows, strict=True), strict=True)]
 
 

@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 _METADATA = build_metadata()
 
 
-def given_rows(table: sa.Table, first: int) -> str:
+def given_rows(table: sa.Table, first: int, form: str = "") -> str:
     """SELECT of the rows given by parameters $first, ..., one array for each field of a row (see
-    columns_of)."""
+    columns_of). `form`: "::text" where each is the text of an array (see texts_of)."""
     columns = [table.columns[name] for name in ROWS[table.name].__struct_fields__]
     # In the list of what is selected, not in FROM: there each would be a table of its own.
     given = [
-        f"unnest(${at}::{arrays.type_of(arrays.kind_of(column))}[]) AS {column.name}"
+        f"unnest(${at}{form}::{arrays.type_of(arrays.kind_of(column))}[]) AS {column.name}"
         for at, column in enumerate(columns, first)
     ]
     values = [f"{column.name}::{column.type.compile(DIALECT)}" for column in columns]
@@ -56,6 +56,11 @@ def columns_of(table: str, rows: Sequence[Row]) -> Sequence[bytes | str]:
         return arrays.pack(map(structs.astuple, rows), _kinds_of(table))
     except (ValueError, TypeError) as error:
         raise asyncpg.DataError(f"{table}: {error}") from error
+
+
+def texts_of(table: str, rows: Sequence[Row]) -> list[str]:
+    """Rows of a table as given_rows takes them as text, on any connection: one array for each field."""
+    return arrays.texts(map(structs.astuple, rows), _kinds_of(table))
 
 
 def _upsert(table: sa.Table, first: int, schema: str) -> str:

@@ -8,8 +8,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from operations.postgres import ddl
-from sinks import arrays
-from sinks.postgres import columns_of, given_rows
+from sinks.postgres import given_rows, texts_of
 from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata
 
@@ -117,13 +116,12 @@ async def between(
 
 async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Sequence[str]) -> list[Difference]:
     """Compare the live rows of these orders with `rows`, which are all that they should have. Blocks."""
-    arrays.accept(connection)
     by_table = rows.by_table()
     differences: list[Difference] = []
     for table in TABLES:
         if table in by_table:
-            expected = given_rows(_METADATA.tables[table], 2)
-            arguments = columns_of(table, by_table[table])
+            expected = given_rows(_METADATA.tables[table], 2, "::text")
+            arguments = texts_of(table, by_table[table])
         else:
             expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
         differences += _differences(
