@@ -17,7 +17,7 @@ from api.parameters import Id, Rows, Time, Version, invalid, names_version, only
 from api.problems import Problem, install
 from api.requests import Requests
 from api.sending import Sender
-from contracts.statuses import OrderStatusText
+from contracts.statuses import AttentionText, OrderStatusText
 from queries.cache import RECENT
 from queries.documents import (
     Health,
@@ -251,16 +251,19 @@ def _answer_orders(get: _Get, reader: Reader) -> None:
         since: Annotated[Time | None, Query(description="Placed then or later (RFC 3339).")] = None,
         until: Annotated[Time | None, Query(description="Placed before (RFC 3339).")] = None,
         cart: Annotated[Id | None, Query(description=f"That this cart became. {_DASHES}")] = None,
+        attention: Annotated[
+            AttentionText | None, Query(description="Only those of which this kind of attention holds now.")
+        ] = None,
         cursor: Cursor = None,
         limit: Limit = 20,
     ) -> Response:
         """The orders that the key sees and that match every filter. A filter by what the key doesn't see of
-        an order doesn't find it: sellers see neither users nor regions nor carts.
+        an order doesn't find it: sellers see neither users nor regions nor carts nor attention.
 
         Give `user`, `seller` or `cart` where you can: without them a list of a status or a region may have
         every order read, one such list at a time.
         """
-        filters = Filters(user, seller, status, region, since, until, cart)
+        filters = Filters(user, seller, status, region, since, until, cart, attention)
         try:
             return _answer(await reader.orders(filters, limit, cursor=cursor, sees=sees))
         except ValueError as error:

@@ -14,6 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
+from audit.attention import TOPIC as ATTENTION
+from audit.attention import event_name, malformed, misled
+from audit.attention import version_of as attention_version
 from audit.findings import Findings, plain
 from audit.followed import LATE, Appended, late_id, surely_followed
 from audit.promises import DELIVER, SHIP
@@ -35,8 +38,8 @@ VARYING: Final = {
     "stock.commit": "commit_id",
 }
 """Those that may."""
-NOTICES: Final = ("suborder.updated", LATE, "order.status_changed")
-TOLD: Final = ("suborder.created", "suborder.updated", "order.status_changed")
+NOTICES: Final = ("suborder.updated", LATE, "order.status_changed", ATTENTION)
+TOLD: Final = ("suborder.created", "suborder.updated", "order.status_changed", ATTENTION)
 """What tells of an order, and asks nobody for anything: it leaves for history too. LATE doesn't: it follows
 from a deadline.
 """
@@ -93,16 +96,19 @@ class DerivedEvents:
         findings: Findings,
         happened: Mapping[str, set[tuple[str, datetime]]] | None = None,
         appended: Appended = lambda fact: None,
+        told_from: int | None = None,
     ) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry. `happened`:
         id of each that other services sent -> types and times of the events of this id. `appended`: when a
-        fact came to the log.
+        fact came to the log. `told_from`: since when order.attention is written, ms since 1970; None: it
+        isn't known.
         """
         self._readings = readings
         self._first = readings[0]
         self._causes = causes
         self._record_of = record_id
         self._appended = appended
+        self._told_from = told_from
         self._findings = findings
         self._order_id = self._first.order_id
         self._happened = happened or {}
@@ -126,8 +132,8 @@ class DerivedEvents:
         """Take what was seen before: (type, id) of events that were right, and the last notices."""
         self._seen.update(seen)
         for event in last:
-            seller = "" if event.type == "order.status_changed" else str(event.data.get("seller_id"))
-            self._last[event.type, seller] = event
+            of = {"order.status_changed": "order", ATTENTION: "kind"}.get(event.type, "seller_id")
+            self._last[event.type, "" if of == "order" else str(event.data.get(of))] = event
 
     @property
     def seen(self) -> list[tuple[str, str]]:
@@ -136,7 +142,7 @@ class DerivedEvents:
 
     @property
     def last(self) -> list[Event]:
-        """The last notice about the order and each of its suborders."""
+        """The last notice about the order, each of its suborders, and each kind of attention."""
         return list(self._last.values())
 
     # -- one after the other, in the order of their topics ---------------------------------------------------
@@ -180,6 +186,8 @@ class DerivedEvents:
             self._take_notice(event, where, "")
         elif event.type == LATE:
             self._take_late(event, where)
+        elif event.type == ATTENTION:
+            self._take_attention(event, where)
         else:
             self._take_varying(event, where)
 
@@ -326,7 +334,7 @@ class DerivedEvents:
         ):
             self._findings.at_rest("derived", self._order_id, where, "no such event", f"version {version}")
             return
-        self._look_at_version(event, where)
+        self._look_at_version(event, where, self._first.version)
         self._look_at_id(event, where, f"{version}:{seller}" if seller else str(version))
         if event.type == "order.status_changed":
             cause = event.data.get("cause")
@@ -336,14 +344,12 @@ class DerivedEvents:
                 )
         self._last[event.type, seller] = event
 
-    def _look_at_version(self, event: Event, where: str) -> None:
+    def _look_at_version(self, event: Event, where: str, most: int) -> None:
         version = event.data.get("version")
         if type(version) is not int or version < 1:
             self._findings.broken("derived", self._order_id, where, "a version", version)
-        elif version > self._first.version:
-            self._findings.at_rest(
-                "derived", self._order_id, where, f"at most version {self._first.version}", version
-            )
+        elif version > most:
+            self._findings.at_rest("derived", self._order_id, where, f"at most version {most}", version)
 
     def _take_late(self, event: Event, where: str) -> None:
         """That a seller is late follows of a deadline: it tells which, and of how many units at that time."""
@@ -370,8 +376,23 @@ class DerivedEvents:
         if type(units) is not int or not 0 < units <= most:
             expected = f"units of the seller that may be late, at most {most}"
             self._findings.at_rest("derived", self._order_id, where, expected, units)
-        self._look_at_version(event, where)
+        self._look_at_version(event, where, self._first.version)
         self._look_at_id(event, where, f"{what}:{seller}:{text}")
+
+    def _take_attention(self, event: Event, where: str) -> None:
+        """Which kinds once held depends on the order of arrival, so of all but the last of a kind it is only
+        looked at what each says by itself.
+        """
+        if self._first.created is None:
+            self._findings.at_rest("derived", self._order_id, where, "no such event", event_name(event.data))
+            return
+        wrong = malformed(event.data, self._readings)
+        if wrong is not None:
+            self._findings.broken("derived", self._order_id, where, *wrong)
+            return
+        self._look_at_version(event, where, attention_version(self._first))
+        self._look_at_id(event, where, event_name(event.data))
+        self._last[ATTENTION, event.data["kind"]] = event
 
     # -- all of them -----------------------------------------------------------------------------------------
 
@@ -392,6 +413,7 @@ class DerivedEvents:
         self._judge_status(complete)
         for seller in self._first.sellers:
             self._judge_suborder(seller, complete)
+        self._judge_attention(complete)
 
     def _certain(self, reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
         again = {f"{refund}:{attempt}" for refund, each in reading.retries.items() for attempt in each}
@@ -460,6 +482,27 @@ class DerivedEvents:
                     )
             else:
                 self._findings.at_rest("notices", self._order_id, self._where(last), *first_pair(apart))
+
+    def _judge_attention(self, complete: set[str]) -> None:
+        """What holds was raised, with what holds now; what doesn't was cleared, or never raised."""
+        kinds = {kind for type_, kind in self._last if type_ == ATTENTION}
+        for kind in sorted(kinds.union(*(reading.attention for reading in self._readings))):
+            last = self._last.get((ATTENTION, kind))
+            wrong = misled(kind, None if last is None else last.data, self._readings)
+            if wrong is None:
+                continue
+            if last is not None:
+                self._findings.at_rest("notices", self._order_id, self._where(last), *wrong)
+            elif ATTENTION in complete:
+                add = self._findings.broken if self._surely_told() else self._findings.note
+                add("notices", self._order_id, f"{ATTENTION} {kind}", *wrong)
+
+    def _surely_told(self) -> bool:
+        """Whether something came about the order since order.attention is written: workers of before told
+        none.
+        """
+        times = [time for fact in self._first.facts if (time := self._appended(fact)) is not None]
+        return self._told_from is not None and max(times, default=-1) >= self._told_from
 
     # -- words -----------------------------------------------------------------------------------------------
 

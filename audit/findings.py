@@ -16,7 +16,7 @@ CHECKS = {
     "letters": "dead letters hold the raw record, its coordinates and a reason",
     "rows": "the rows equal an independent fold of the log",
     "derived": "derived events: one id one content, the set the facts call for, each with its cause",
-    "notices": "the last notice of an order and of each suborder tells what it is",
+    "notices": "the last notice of an order, each suborder and each kind of attention tells what is so",
     "refunds": "0 <= refunds <= captured, each unit paid for once, nothing due is undecided",
     "versions": "versions only grow",
     "changelog": "the changelog's states equal the fold",

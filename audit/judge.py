@@ -17,6 +17,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from audit.attention import TABLE as ATTENTION
+from audit.attention import no_later
+from audit.attention import version_of as attention_version
 from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
 from audit.findings import Findings
 from audit.foreign import read_json
@@ -42,7 +45,7 @@ from audit.reference import (
 )
 from audit.rows import payments_of
 from audit.states import State, differences, read_state, version_of
-from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
+from audit.stores import TABLES, Row, columns, comparable, line_of, row_of, text_at
 from audit.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
 
 FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL, TOUCHED = range(8)
@@ -68,6 +71,8 @@ LONGEST_TTL: Final = 1_800_000
 _MANY_PARCELS: Final = 200
 """Beyond that not each of an order's parcels is refreshed with its summary."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ATTENTION: Final = TABLES.index(ATTENTION)
+_CLEARED_AT: Final = columns(ATTENTION).index("cleared_at")
 _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
 """Headers that a re-keyed copy has beside its record's own."""
 
@@ -83,6 +88,7 @@ class Lane:
     `complete`: derived topics of which no record was deleted.
     `local`: path and changelog offset of each local table of this partition.
     `kept`: what is known of its orders is to be kept for the next audit.
+    `told_from`: when the first order.attention was written, ms since 1970; None: there is none.
     """
 
     number: int
@@ -91,6 +97,7 @@ class Lane:
     local: list[tuple[str, int]]
     cached: bool
     kept: bool = False
+    told_from: int | None = None
 
 
 class Known(NamedTuple):
@@ -617,6 +624,7 @@ class Judge:
                 self._findings,
                 held.happened,
                 held.appended_of,
+                self._lane.told_from,
             )
         )
         if events is not None and known is not None:
@@ -775,12 +783,15 @@ class Judge:
 
     def _judge_rows(self, order_id: str, held: Held | None, items: Sequence[Item]) -> None:
         actual: list[list[bytes]] = [[] for _ in TABLES]
+        cleared: list[bytes] = []
         for item in items:
-            actual[item[2]].append(item[3])
+            was_seen = item[2] == _ATTENTION and text_at(item[3], _CLEARED_AT) is not None
+            (cleared if was_seen else actual[item[2]]).append(item[3])
         if held is None:
+            actual[_ATTENTION] += cleared
             for table, lines in zip(TABLES, actual, strict=True):
                 for line in lines:
-                    row_id = line[:36].decode()
+                    row_id = text_at(line, 0)
                     self._findings.at_rest(
                         "rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row"
                     )
@@ -792,6 +803,7 @@ class Judge:
             [[line_of(table, row) for row in rows] for table, rows in zip(TABLES, each, strict=True)]
             for each in expected
         ]
+        actual[_ATTENTION] += self._judge_cleared(held, cleared, actual[_ATTENTION])
         for table, rows in zip(TABLES, expected[0], strict=True):
             self._checked[table] += len(rows)
         # Of each reading the rows that only one side has, a second row of one id counted.
@@ -805,8 +817,27 @@ class Judge:
         for table, rows, got in zip(TABLES, nearest, actual, strict=True):
             self._judge_table(held, table, rows, [row_of(table, line) for line in got])
 
+    def _judge_cleared(self, held: Held, cleared: Sequence[bytes], open_: Sequence[bytes]) -> list[bytes]:
+        """A row that was cleared is what was seen: nobody asks for it, and it isn't newer than the order.
+        Returns those that aren't such: of what holds, without an open row, and of an order that waits.
+        """
+        most = attention_version(held.reading)
+        known = all(reading.created is not None for reading in held.readings)
+        opened = {text_at(line, 0) for line in open_}
+        wrong = []
+        for line in cleared:
+            kind, version = text_at(line, 0), int(line.rsplit(b"\t", 1)[1])
+            holds = all(kind in reading.attention for reading in held.readings)
+            if not known or (holds and kind not in opened):
+                wrong.append(line)
+            elif version > most:
+                where = f"{ATTENTION} {kind} version"
+                self._findings.at_rest("rows", held.order_id, where, f"at most {most}", version)
+        return wrong
+
     def _judge_table(self, held: Held, table: str, expected: Iterable[Row], actual: Iterable[Row]) -> None:
         order_id, names = held.order_id, columns(table)
+        vague = no_later(held.reading) if table == ATTENTION else ()
         there: dict[str, list[Row]] = {}
         for row in actual:
             there.setdefault(row[0], []).append(row)
@@ -826,7 +857,9 @@ class Judge:
             )
             add = self._findings.broken if row[-1] < wanted[-1] else self._findings.at_rest
             for name, value, value_there in zip(names, wanted, row, strict=True):
-                if value != value_there:
+                if value != value_there and not (
+                    name == "since" and wanted[0] in vague and value_there < value
+                ):
                     add("rows", order_id, f"{where} {name}", value, value_there, fact)
         for row_id, extra in there.items():
             self._findings.at_rest(

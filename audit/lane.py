@@ -13,6 +13,7 @@ from zlib import crc32
 
 from aiokafka import TopicPartition
 
+from audit.attention import TOPIC as ATTENTION
 from audit.checkpoint import Checkpoint, Fresh, LaneCheckpoint, after
 from audit.derived import DERIVED, NOTICES
 from audit.findings import Finding, Findings, Report
@@ -145,6 +146,7 @@ class LaneAudit:
                 if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
             local = [(str(table.path), table.offset) for table in tables]
+            notices = [each for each in spans if each.topic == ATTENTION]
             lane = Lane(
                 number,
                 self._changelog if changelog in spans else None,
@@ -152,6 +154,7 @@ class LaneAudit:
                 local,
                 self._cached,
                 self._checkpoint is not None,
+                await log.began(notices),
             )
             judge = Judge(lane, self._index, self._findings, scope.home, Room(scope.target.message_bytes))
             fresh = None if self._checkpoint is None else self._checkpoint.fresh(number)

@@ -214,6 +214,17 @@ class Log:
             raise LogUnavailable(f"Kafka tells no offsets: {told(error)}") from error
         return {partition: Span(starts[partition], ends[partition]) for partition in wanted}
 
+    async def began(self, partitions: Iterable[TopicPartition]) -> int | None:
+        """When the first record of these partitions was written, ms since 1970; None: they have none."""
+        wanted = dict.fromkeys(partitions, 0)
+        if not wanted:
+            return None
+        try:
+            firsts = await asyncio.wait_for(self._reader.offsets_for_times(wanted), self._timeout)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka tells no times: {told(error)}") from error
+        return min((int(first.timestamp) for first in firsts.values() if first is not None), default=None)
+
     async def written(
         self, topics: Iterable[str], number: int, counts: Mapping[str, int]
     ) -> dict[TopicPartition, Span]:

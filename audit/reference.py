@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from audit.attention import TABLE as ATTENTION
+from audit.attention import Held, attention_of, attention_rows
 from audit.currencies import MINOR_DIGITS
 from audit.history import Elsewhere, Live, counted_as_paid, paid_back
 from audit.promises import BY, DELIVER, FIELDS, SHIP, UNSHIPPED, Late, Promises, subject_of
@@ -1492,7 +1494,7 @@ class Reading:
     # .....................................................................................................
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Table -> rows in column order, ids, money and times as text; none while
+        """Table -> rows that must be there, in column order, ids, money and times as text; none while
         order.created is unknown.
         """
         return self._rows
@@ -1507,6 +1509,7 @@ class Reading:
             "orders_suborder": [],
             "orders_payment": [],
             "orders_refund": [],
+            ATTENTION: [],
         }
         if self.created is None:
             return rows
@@ -1548,6 +1551,7 @@ class Reading:
         for return_id, stage in sorted(self.returns.items()):
             rows["orders_return"].append((return_id, *whose, *self._return(stage, stages[return_id])))
         rows |= more_rows(self)
+        rows[ATTENTION] = attention_rows(self)
         return rows
 
     def _parcel(self, scan: Fact, scans: list[Fact]) -> tuple[Any, ...]:
@@ -1966,6 +1970,11 @@ class Reading:
             return any(line.live_count for line in self.lines)
         live = {line.item_id: line.live_count for line in self.lines}
         return any(number - FIRST_UNIT < live.get(item_id, 0) for item_id, number in decision.units)
+
+    @functools.cached_property
+    def attention(self) -> dict[str, Held]:
+        """Kind -> what a person should look at, and since when it holds."""
+        return attention_of(self)
 
     def waiting(self) -> list[Fact]:
         """Facts whose order.created is unknown."""

@@ -22,6 +22,8 @@ import rocksdict
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from audit.attention import TABLE as ATTENTION
+from audit.attention import named_in
 from audit.foreign import read_json
 from audit.log import told
 from audit.reference import uuid_text
@@ -59,6 +61,7 @@ COLUMNS: Final = {
         "id order_id user_id region number status amount tax_amount currency cause cause_id attempt reason"
         " requested_at settled_at created_at updated_at version"
     ),
+    ATTENTION: "kind order_id user_id region detail since cleared_at created_at updated_at version",
 }
 TABLES: Final = tuple(COLUMNS)
 _TIMES: Final = (
@@ -72,6 +75,8 @@ _TIMES: Final = (
     "requested_at",
     "settled_at",
     "cart_created_at",
+    "since",
+    "cleared_at",
 )
 _MONEY: Final = (
     "total_amount",
@@ -83,6 +88,7 @@ _MONEY: Final = (
     "items_amount",
     "amount",
 )
+_DETAIL: Final = "detail"
 _NUMBERS: Final = (
     "quantity",
     "version",
@@ -184,12 +190,14 @@ def line_of(table: str, row: Sequence[Any]) -> bytes:
 
 
 def comparable(table: str, row: Sequence[Any]) -> Row:
-    """A row of the reference with values that compare: times, decimals."""
+    """A row of the reference with values that compare: times, decimals, what a detail names."""
     return tuple(
         datetime.fromisoformat(value)
         if value is not None and name in _TIMES
         else Decimal(value)
         if value is not None and name in _MONEY
+        else named_in(value)
+        if name == _DETAIL
         else value
         for name, value in zip(columns(table), row, strict=True)
     )
@@ -208,7 +216,7 @@ def row_of(table: str, line: bytes) -> Row:
         elif name in _NUMBERS:
             values.append(int(text))
         else:
-            values.append(_unescape(text))
+            values.append(named_in(_unescape(text)) if name == _DETAIL else _unescape(text))
     return tuple(values)
 
 

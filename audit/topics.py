@@ -54,6 +54,7 @@ DERIVED: Final = (
     "stock.restock",
     "refund.request",
     "order.status_changed",
+    "order.attention",
 )
 """Events and commands that we publish."""
 

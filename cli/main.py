@@ -110,6 +110,13 @@ SUBCOMMANDS: Final = (
     ),
     Subcommand(
         "Look",
+        "attention",
+        "cli.attention",
+        "attention_command",
+        "List what a person should look at: of each order what is odd or late, the oldest first.",
+    ),
+    Subcommand(
+        "Look",
         "personal",
         "cli.personal",
         "personal_command",

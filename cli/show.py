@@ -50,6 +50,7 @@ SHIPMENTS: Final = {
     "tracking_number": "tracking",
 }
 PROMISED: Final = {"ship_by": "ship by", "deliver_by": "deliver by", "late_since": "late since"}
+ATTENTION: Final = {"kind": "kind", "since": "since", "detail": "what"}
 MOST_FACTS: Final = 12
 """Facts that a reason names; all of them are in the JSON."""
 RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
@@ -204,12 +205,7 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
             {"refund_id": "refund", "amount": currency} | tax_column | {"cause": "cause"},
             wide,
         )
-        if explanation["anomalies"]:
-            parts += [
-                Text(),
-                Text("Anomalies", "yellow"),
-                *(Text(f"  {printable(line)}", "yellow") for line in explanation["anomalies"]),
-            ]
+        parts += _table("Attention", explanation["attention"], ATTENTION, wide)
     return Group(*parts)
 
 
@@ -260,6 +256,6 @@ def _table(
     )
     for each in rows:
         cells = [(name, "" if each.get(name) is None else str(each[name])) for name in columns]
-        cells = [(name, second(text) if name == "time" else text) for name, text in cells]
+        cells = [(name, second(text) if name in ("time", "since") else text) for name, text in cells]
         table.add(*((text, COLOURS.get(text, "") if name == "status" else "") for name, text in cells))
     return [Text(), table]

@@ -104,6 +104,7 @@ def document(status: Status) -> dict[str, Any]:
         "bulk_jobs": None
         if status.jobs is None
         else [{name: _plain(value) for name, value in row.items()} for row in status.jobs],
+        "attention": status.attention,
         "last_audit": status.audit,
     }
 
@@ -138,6 +139,9 @@ def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
             for row in status.jobs
         )
         yield "bulk jobs", (jobs or "none under way", "")
+    if status.attention is not None:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in status.attention.items())
+        yield "attention", (kinds or "nothing to look at", "")
     yield "last audit", (status.audit or "none on this machine", "")
 
 

@@ -24,6 +24,8 @@ MODULES: Final = (
     "contracts/strict_json.py",
     "contracts/times.py",
     "domain/allocations.py",
+    "domain/anomalies.py",
+    "domain/attention.py",
     "domain/deadlines.py",
     "domain/effects.py",
     "domain/events.py",

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from contracts.catalogue import DerivedSpec
 from contracts.statuses import (
+    AttentionStateText,
     ClosedBecauseText,
     LatenessText,
     OrderStatusText,
@@ -218,6 +219,20 @@ class OrderStatusChanged(Struct, gc=False):
     version: int
 
 
+class OrderAttention(Struct, gc=False):
+    """Something that a person should look at holds of an order, in other words than before, or no longer.
+    `detail`: all that hold of this kind; of what was cleared, what was told last.
+    """
+
+    order_id: str
+    user_id: str
+    kind: str
+    state: AttentionStateText
+    detail: str
+    since: str
+    version: int
+
+
 DERIVED: Final = (
     DerivedSpec(
         "suborder.created",
@@ -306,6 +321,15 @@ DERIVED: Final = (
     DerivedSpec(
         "order.status_changed", OrderStatusChanged, "The order's status changed.", None, "VERSION", "notice"
     ),
+    DerivedSpec(
+        "order.attention",
+        OrderAttention,
+        "What a person should look at began to hold of an order, holds in other words, or no longer does"
+        " (docs/rules.md has the kinds).",
+        None,
+        "KIND:STATE:VERSION",
+        "notice",
+    ),
 )
 
 SPECS: Final = {spec.type: spec for spec in DERIVED}
@@ -314,7 +338,9 @@ SPECS: Final = {spec.type: spec for spec in DERIVED}
 DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in SPECS.items()}
 """Derived event type -> wire form of its data."""
 
-NOTICES: Final = frozenset(("suborder.created", "suborder.updated", "order.status_changed"))
+NOTICES: Final = frozenset(
+    ("suborder.created", "suborder.updated", "order.status_changed", "order.attention")
+)
 """Those that tell what happened and ask for nothing: of what another system did they say so, by their
 attribute `history`.
 """

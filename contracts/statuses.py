@@ -27,6 +27,29 @@ DeadlineText = Literal[
     "refund_retry",
 ]
 """What was waited for in vain, or what became due."""
+AttentionStateText = Literal["raised", "cleared"]
+"""Whether what a person should look at holds, or no longer does."""
+AttentionText = Literal[
+    "overpaid",
+    "over_returned",
+    "moved_though_gone",
+    "came_back",
+    "late_to_ship",
+    "late_to_deliver",
+    "return_overdue",
+    "release_unanswered",
+    "label_unscanned",
+    "reservation_unknown",
+    "refund_uncovered",
+    "refund_contradicted",
+    "refund_above_captured",
+    "refund_failed",
+    "refund_paid_twice",
+    "refund_unconfirmed",
+    "refund_unknown",
+    "refunded_above_history",
+]
+"""What a person should look at, of an order."""
 LatenessText = Literal["ship", "deliver"]
 """What a seller's units are late with."""
 ClosedBecauseText = Literal[

@@ -7,17 +7,20 @@ Which fact to refuse would depend on which one came first. So the facts are kept
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from contracts import ids, times
+from contracts.statuses import AttentionText
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus
 from domain.order import Created, Order
 from domain.promises import Promises
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
 from domain.taken_over import is_answer, is_history
-from domain.totals import RunningTotals, winning_stages
+from domain.totals import RunningTotals
 
+KINDS: Final[tuple[AttentionText, ...]] = get_args(AttentionText)
+"""Every kind."""
 _NO_NUMBERS: Final[Mapping[str, int]] = {}
 
 
@@ -40,13 +43,21 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     return sorted({f"{each.kind}: {each.detail}" for each in found(order, order_id)})
 
 
-def found(order: Order, order_id: bytes) -> list[Anomaly]:
-    """An order's anomalies, in no order; a refund that failed twice is there twice. Pure."""
+def found(
+    order: Order, order_id: bytes, now: OrderView | None = None, totals: RunningTotals | None = None
+) -> list[Anomaly]:
+    """An order's anomalies, in no order; a refund that failed twice is there twice. Pure.
+
+    `now` and `totals`: those of the order, if they are at hand. Of an order without any it looks at little:
+    this is asked with every event.
+    """
     created = order.created
     if created is None:
         return []
-    totals = RunningTotals(order)
-    now = view_of(order, totals)
+    if totals is None:
+        totals = RunningTotals(order)
+    if now is None:
+        now = view_of(order, totals)
     some: list[Anomaly] = []
     if now.captured > now.total:
         numbers = {"captured": now.captured, "total": now.total}
@@ -56,39 +67,44 @@ def found(order: Order, order_id: bytes) -> list[Anomaly]:
         numbers = {"refunded": before, "captured": history.captured}
         detail = "another system paid back more than it captured"
         some.append(Anomaly("refunded_above_history", detail, None, numbers))
-    returned: dict[bytes, int] = {}
-    quantity = {line.item_id: line.quantity for line in now.lines}
-    for stage in winning_stages(order).values():
-        if stage.status is ReturnStatus.PROCESSED:
-            returned[stage.item_id] = returned.get(stage.item_id, 0) + (
-                stage.quantity or quantity[stage.item_id]
-            )
+    if totals.claimed or totals.returned:
+        _about_units(some, now, totals)
+    if order.stock:
+        _reservations(some, order, created, order_id)
+    if order.refunds:
+        _replies(some, order, created, order_id)
+    if order.deadlines:
+        some += _silences(order, created, now)
+    if order.lapses:
+        some += _lateness(order, now, totals)
+    if order.decisions or order.grants or totals.gone or totals.returned:
+        some += _about_refunds(order, now, totals)
+    return some
+
+
+def _about_units(some: list[Anomaly], now: OrderView, totals: RunningTotals) -> None:
+    """What parcels and processed returns say of units."""
     for line in now.lines:
-        item, back = f"item {ids.text(line.item_id)}", returned.get(line.item_id, 0)
+        back = totals.returned.get(line.item_id, 0) if totals.returned else 0
         if back > line.quantity:
             numbers = {"returned": back, "quantity": line.quantity}
-            detail = f"{item}: more units returned than there are"
+            detail = f"item {ids.text(line.item_id)}: more units returned than there are"
             some.append(Anomaly("over_returned", detail, line.item_id, numbers))
         if line.claimed > line.quantity - line.gone:
             numbers = {"in_transit": line.claimed, "quantity": line.quantity, "gone": line.gone}
-            detail = f"{item}: more units in transit than are not gone"
+            detail = f"item {ids.text(line.item_id)}: more units in transit than are not gone"
             some.append(Anomaly("moved_though_gone", detail, line.item_id, numbers))
         if line.brought_back > back:
             numbers = {"brought_back": line.brought_back, "returned": back}
-            detail = f"{item}: {line.brought_back - back} of it came back, and no processed return names them"
+            detail = (
+                f"item {ids.text(line.item_id)}: {line.brought_back - back} of it came back, and no processed"
+                " return names them"
+            )
             some.append(Anomaly("came_back", detail, line.item_id, numbers))
-    return (
-        some
-        + _not_ours(order, created, order_id)
-        + _silences(order, created, now)
-        + _lateness(order, now)
-        + _about_refunds(order, now)
-    )
 
 
-def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
-    """Replies that name what the pipeline didn't make, and refunds that failed or were paid twice."""
-    some: list[Anomaly] = []
+def _reservations(some: list[Anomaly], order: Order, created: Created, order_id: bytes) -> None:
+    """Replies of the inventory that name a reservation that the pipeline didn't make."""
     for reply in order.stock:
         if (
             not reply.refused
@@ -98,6 +114,10 @@ def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
             seller, named = ids.text(reply.seller_id), ids.text(reply.reservation_id)
             detail = f"seller {seller}: reservation {named} is not ours"
             some.append(Anomaly("reservation_unknown", detail, reply.reservation_id))
+
+
+def _replies(some: list[Anomaly], order: Order, created: Created, order_id: bytes) -> None:
+    """Refunds that failed, that were paid twice, and that the pipeline didn't decide."""
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     paid: dict[bytes, int] = {}
     completed = {refund.refund_id for refund in order.refunds if not refund.failed}
@@ -115,7 +135,6 @@ def _not_ours(order: Order, created: Created, order_id: bytes) -> list[Anomaly]:
             some.append(Anomaly("refund_paid_twice", detail, refund.refund_id, numbers))
         if refund.refund_id not in ours:
             some.append(Anomaly("refund_unknown", f"{name} is not ours", refund.refund_id))
-    return some
 
 
 def _silences(order: Order, created: Created, now: OrderView) -> list[Anomaly]:
@@ -140,10 +159,8 @@ def _silences(order: Order, created: Created, now: OrderView) -> list[Anomaly]:
     return some
 
 
-def _lateness(order: Order, now: OrderView) -> list[Anomaly]:
+def _lateness(order: Order, now: OrderView, totals: RunningTotals) -> list[Anomaly]:
     """What was promised and didn't happen, and returns that nobody judged."""
-    if not order.lapses:
-        return []
     some: list[Anomaly] = []
     promises = Promises(order)
     for suborder in now.suborders:
@@ -155,33 +172,33 @@ def _lateness(order: Order, now: OrderView) -> list[Anomaly]:
             lapses = promises.passed(what, suborder.seller_id)
             late = [(lapse, units) for lapse in lapses if (units := promises.late(lapse, lines))]
             if late:
-                # Each later one makes all of these units late, and perhaps more.
-                _, units = max(late, key=lambda each: each[0].due or 0)
+                # Lines with a promise and lines without one may be late by different deadlines.
+                units = {item_id: each for _, made_late in late for item_id, each in made_late.items()}
                 first = min(lapse.due or 0 for lapse, _ in late)
                 count = sum(units.values())
                 detail = f"{seller}: {count} not {done}, due {times.text(first)}"
                 some.append(Anomaly(kind, detail, suborder.seller_id, {"units": count}))
     overdue = {lapse.subject for lapse in order.lapses if lapse.what is DeadlineKind.RETURN}
-    for return_id, stage in winning_stages(order).items():
+    for return_id, stage in totals.returns.items() if overdue else ():
         if return_id in overdue and stage.status is ReturnStatus.REQUESTED:
             detail = f"return {ids.text(return_id)}: neither processed nor rejected"
             some.append(Anomaly("return_overdue", detail, return_id))
     return some
 
 
-def _about_refunds(order: Order, now: OrderView) -> list[Anomaly]:
+def _about_refunds(order: Order, now: OrderView, totals: RunningTotals) -> list[Anomaly]:
     some: list[Anomaly] = []
     if now.decided > now.captured:
         numbers = {"decided": now.decided, "captured": now.captured}
         some.append(Anomaly("refund_above_captured", "decided above what was captured", None, numbers))
     if not now.live:
         return some
-    for refund in uncovered(order, now):
+    for refund in uncovered(order, now, totals):
         detail = f"{refund.cause.text} {ids.text(refund.cause_id)}: captured money does not cover this refund"
         numbers = {"amount": refund.amount, "captured": now.captured, "decided": now.decided}
         some.append(Anomaly("refund_uncovered", detail, refund.cause_id, numbers))
-    live = {line.item_id: line.live for line in now.lines}
-    stages = winning_stages(order)
+    live = {line.item_id: line.live for line in now.lines} if order.decisions else {}
+    stages = totals.returns
     for decision in order.decisions:
         stage = stages.get(decision.cause_id)
         processed = stage is not None and stage.status is ReturnStatus.PROCESSED

@@ -20,6 +20,7 @@ from contracts.outgoing import (
     SOURCE,
     VERSION,
     LabelItem,
+    OrderAttention,
     OrderStatusChanged,
     PaymentInitiate,
     RefundAllocation,
@@ -39,11 +40,12 @@ from contracts.outgoing import (
     SuborderUpdated,
 )
 from contracts.record_id import RecordId
-from contracts.statuses import LatenessText
+from contracts.statuses import AttentionStateText, LatenessText
 from contracts.topics import CREATED, DECISIONS
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
 from domain.events import to_event_data
 from domain.order import (
+    Attention,
     Created,
     Item,
     Lapse,
@@ -260,6 +262,13 @@ class Writer:
             version,
         )
         self._publish("order.status_changed", str(version), data)
+
+    def attention(self, created: Created, noted: Attention, detail: str, version: int) -> None:
+        """`noted`: as the state has it; `detail`: the whole of what holds."""
+        state: AttentionStateText = "raised" if noted.cleared_at is None else "cleared"
+        user, since = ids.text(created.user_id), times.text(noted.since)
+        data = OrderAttention(self.order_text, user, noted.kind, state, detail, since, version)
+        self._publish("order.attention", f"{noted.kind}:{state}:{version}", data)
 
     def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, record))

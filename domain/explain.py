@@ -10,10 +10,11 @@ from typing import Any
 from contracts import ids, money, times
 from domain.anomalies import anomalies
 from domain.asof import as_of
+from domain.attention import holding, since_of
 from domain.enums import StockAnswer
 from domain.facts import Facts, Sellers
 from domain.order import Order, Quantities, RefundDecision
-from domain.status import Line, Suborder, view_of
+from domain.status import Line, OrderView, Suborder, view_of
 from domain.tax import whole_tax
 from domain.totals import RunningTotals, winning_scans, winning_stages
 from domain.why import why
@@ -25,10 +26,11 @@ Amount = Callable[[int], str]
 
 def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sellers | None = None) -> Json:
     """-> a JSON object: order_id, as_of, known, version, facts, why, and once order.created is known: status,
-    user_id, region, currency, lines, suborders, shipments, returns, money, refunds, anomalies. Never blocks.
+    user_id, region, currency, lines, suborders, shipments, returns, money, refunds, anomalies, attention.
+    Never blocks.
 
     `time`: the order as of then, microseconds since 1970 (domain.asof). `sellers`: only what these sellers
-    may see of it; then user_id, region, money, refunds and anomalies aren't there.
+    may see of it; then user_id, region, money, refunds, anomalies and attention aren't there.
     """
     if time is not None:
         order = as_of(order, order_id, time)
@@ -82,7 +84,18 @@ def explain(order_id: bytes, order: Order, time: int | None = None, sellers: Sel
         },
         "refunds": [_refund(order_id, decision, amount) for decision in order.decisions],
         "anomalies": anomalies(order, order_id),
+        "attention": _attention(order, order_id, now),
     }
+
+
+def _attention(order: Order, order_id: bytes, now: OrderView) -> list[Json]:
+    """What a person should look at, the oldest first."""
+    details = holding(order, order_id, now, None)
+    since = since_of(order, order_id) if details else {}
+    return [
+        {"kind": kind, "detail": details[kind], "since": times.text(since[kind])}
+        for kind in sorted(details, key=lambda kind: (since[kind], kind))
+    ]
 
 
 def _line(line: Line, amount: Amount) -> Json:

@@ -18,6 +18,7 @@ from msgspec import structs
 from contracts import errors
 from contracts.incoming import EVENTS, LAPSES
 from contracts.record_id import RecordId
+from domain.attention import attend
 from domain.effects import Writer, fresh_suborders
 from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
 from domain.limits import is_too_large, size_of
@@ -350,7 +351,9 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     for lapse in order.lapses:
         if lapse.what is DeadlineKind.REFUND_RETRY and lapse.subject == writer.refund_id(decision):
             writer.refund_request(decision, created, lapse.attempt + 1)
-    _propose_refund(order, view_of(order, totals), writer, event, totals)
+    now = view_of(order, totals)
+    attend(order, created, now, writer, decision.time, totals)
+    _propose_refund(order, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
 
@@ -492,7 +495,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
 def _publish_changes(
     order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
 ) -> None:
-    """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
+    """Publish what changed: statuses, suborders, attention; ask for labels once; decide a due refund."""
     version = order.version
     if now.status >= _CONFIRMED and not order.labelled:
         order.labelled = _labels_are_ours(created, now, event, totals)
@@ -509,6 +512,7 @@ def _publish_changes(
     if now.status != order.status:
         writer.status_changed(created, order.status, now.status, event, version)
         order.status = now.status
+    attend(order, created, now, writer, event.fact.time, totals)
     if now.free > 0:
         _propose_refund(order, now, writer, event, totals)
 

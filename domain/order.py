@@ -391,6 +391,17 @@ class PublishedSuborder(Stored):
         return net if created.prices_include_tax else net + self.tax
 
 
+class Attention(Stored):
+    """One kind of what a person should look at (domain.attention): it holds, or was seen to hold."""
+
+    kind: str
+    detail: str
+    """What was told of it last, as domain.attention.kept() leaves it."""
+    since: Micros
+    cleared_at: Micros | None = None
+    """The time of the event with which it no longer held; None: it holds."""
+
+
 class Order(Stored):
     """All that is kept of one order. The first element is the version: recovery compares it (tables.codec).
 
@@ -437,6 +448,10 @@ class Order(Stored):
     """When the last parcel of each seller was first in transit, by the broker's time of that scan's record,
     ms; in the order of seller ids, empty until one is. 0: not before the order's own record.
     """
+    attention: list[Attention] = []
+    """What was told of it. What holds follows from the facts; what was cleared is what was seen."""
+    attended: Annotated[int, Meta(ge=0)] = 0
+    """What the times of the facts added up to when the `since` of what holds was found; 0: nothing holds."""
 
 
 class Extended(Order, gc=True, dict=True):

@@ -139,13 +139,12 @@ def _tax_of_closed(now: OrderView, amount: int, refunded: RefundedUnits) -> int:
     return max(0, reached - refunded.closed_tax)
 
 
-def uncovered(order: Order, now: OrderView) -> list[Owed]:
+def uncovered(order: Order, now: OrderView, totals: RunningTotals) -> list[Owed]:
     """Refunds that are owed and that the captured money, less what was decided, does not cover: each looked
-    at by itself.
+    at by itself. `totals`: those of the order.
     """
     if not now.live:
         return []
-    totals = RunningTotals(order)
     refunded = paid_back(now, totals).refunded
     return [
         refund

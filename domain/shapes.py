@@ -275,7 +275,22 @@ class RefundRow(Struct, gc=False):
     version: int
 
 
-Row = OrderRow | ItemRow | ShipmentRow | ReturnRow | SuborderRow | PaymentRow | RefundRow
+class AttentionRow(Struct, gc=False):
+    """Of orders_attention. `detail`: all that hold of this kind; `cleared_at` None: it holds."""
+
+    order_id: str
+    user_id: str
+    region: str
+    kind: str
+    detail: str
+    since: str
+    cleared_at: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+Row = OrderRow | ItemRow | ShipmentRow | ReturnRow | SuborderRow | PaymentRow | RefundRow | AttentionRow
 
 
 class SuborderSummary(Struct, gc=False):

@@ -20,6 +20,7 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from contracts.topics import LANE
+from domain.attention import renew
 from errors import OrdersError
 from settings import Settings
 from streams.dead_letters import Record
@@ -200,6 +201,8 @@ def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
         # A decision of ours that isn't in the log was never made.
         # It is looked at again when the order's next event comes.
         order.proposed = len(order.decisions)
+        # A state of an earlier version says nothing of it.
+        renew(order, raw_id)
         order_in_batch = touched[raw_id] = OrderInBatch(order)
         order_in_batch.changed = order_in_batch.created = True
     work = BatchOutput()

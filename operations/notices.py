@@ -1,9 +1,10 @@
-"""Find what readers of suborder.updated and order.status_changed should have been told and weren't; tell it.
+"""Find what readers of suborder.updated, order.status_changed and order.attention should have been told and
+weren't; tell it.
 
-The last notice about each suborder and each order is compared with what the facts in the order's state (in
-the changelog) amount to. Where they differ, the order's records are folded again from its lane's log: they
-say which event the notice follows. The pipeline's own functions make it, from what readers were told last to
-what is so; its id follows from the order's version, as always.
+The last notice about each suborder, each order and each kind of its attention is compared with what the
+facts in the order's state (in the changelog) amount to. Where they differ, the order's records are folded
+again from its lane's log: they say which event the notice follows. The pipeline's own functions make it, from
+what readers were told last to what is so; its id follows from the order's version, as always.
 
 Notices are sent while the group is locked: a worker could publish a later one in between, and the last one
 counts.
@@ -28,11 +29,13 @@ from contracts import ids
 from contracts.errors import Refused
 from contracts.topics import DERIVED, REKEYED
 from domain import effects, events
+from domain.anomalies import KINDS
+from domain.attention import holding, since_of, version_of
 from domain.effects import Writer, fresh_suborders
 from domain.enums import OrderStatus
-from domain.order import Created, Order
+from domain.order import Attention, Created, Order
 from domain.shapes import Derived, Event
-from domain.status import Suborder, view_of
+from domain.status import OrderView, Suborder, view_of
 from domain.taken_over import is_history, is_known_live
 from errors import OrdersError
 from operations.changelog import producer_of, read_changelog, same
@@ -41,7 +44,15 @@ from operations.history import FOLD_RECORDS, Positions, at_hand, fold
 from operations.replay import LocalStates, Replay
 from operations.servers import require
 from operations.shares import Progress
-from operations.whatif import NOTICE_FIELDS, NOTICES, parse_event, status_text
+from operations.whatif import (
+    ATTENTION,
+    NOTICE_FIELDS,
+    NOTICES,
+    attention_subject,
+    attention_told,
+    parse_event,
+    status_text,
+)
 from settings import Settings
 from streams.dead_letters import Record, rekeyed_from
 from streams.lag import total
@@ -54,7 +65,7 @@ ORDERS_A_PASS: Final = 10_000
 """Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
 STATES_AT_ONCE: Final = 2_000
 EXAMPLES_UNSOUND: Final = 10
-_WRITTEN, _CHANGED, _TOLD = b"w", b"c", b"n"
+_WRITTEN, _CHANGED, _TOLD, _ATTENTION = b"w", b"c", b"n", b"a"
 _PENDING: Final = msgspec.json.encode({"status": OrderStatus.PENDING.text})
 _STATUS: Final[Mapping[str, OrderStatus]] = {each.text: each for each in OrderStatus}
 
@@ -68,13 +79,15 @@ class Unfinished(OrdersError):
 
 
 class Notice(NamedTuple):
-    """What readers should have been told of an order or a suborder, and were told last; both as JSON."""
+    """What readers should have been told of an order, a suborder or a kind of attention, and were told last;
+    both as JSON.
+    """
 
     topic: str
     seller_id: bytes
     """The suborder's; empty for the order."""
     subject: bytes
-    """Raw id of the order or suborder."""
+    """Raw id of the order or suborder; of attention as operations.whatif.attention_subject() makes it."""
     actual: bytes
     expected: bytes
     never: bool
@@ -84,7 +97,8 @@ class Notice(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Missing:
     """A notice that readers should have had. `actual` and `expected`: a status, with the reason of a closed
-    suborder, and ", other amounts" where only these or the units differ.
+    suborder, and ", other amounts" where only these or the units differ; of attention a kind and whether it
+    holds, and ", in other words" where only the detail differs.
     """
 
     topic: str
@@ -136,13 +150,14 @@ class NoticesResult:
             self.missing[each.topic] += 1
             if len(self.examples) < examples:
                 actual, expected = map(status_text, map(msgspec.json.decode, (each.actual, each.expected)))
+                only = "in other words" if each.topic == ATTENTION else "other amounts"
                 self.examples.append(
                     Missing(
                         each.topic,
                         ids.text(order_id),
                         ids.text(each.seller_id) if each.seller_id else "",
                         actual,
-                        expected if expected != actual else f"{expected}, other amounts",
+                        expected if expected != actual else f"{expected}, {only}",
                     )
                 )
 
@@ -285,6 +300,18 @@ class _Lane:
             before = actual or _content(created, order_id, ordered)[1]
             if before != content:
                 yield Notice("suborder.updated", suborder.seller_id, subject, before, content, actual is None)
+        yield from self._attention(order_id, order, view)
+
+    def _attention(self, order_id: bytes, order: Order, view: OrderView) -> Iterator[Notice]:
+        held = holding(order, order_id, view, None)
+        (any_notice,) = self._states.get([_ATTENTION + order_id])
+        kinds = [*held] if any_notice is None else [*dict.fromkeys([*held, *KINDS])]
+        subjects = [attention_subject(order_id, kind) for kind in kinds]
+        shown = self._states.get([_TOLD + subject for subject in subjects])
+        for kind, subject, last in zip(kinds, subjects, shown, strict=True):
+            actual, expected = last or attention_told(kind), attention_told(kind, held.get(kind))
+            if actual != expected:
+                yield Notice(ATTENTION, b"", subject, actual, expected, last is None)
 
     # -- making and sending them -----------------------------------------------------------------------------
 
@@ -343,6 +370,8 @@ def _told(topic: str, records: Iterable[Any]) -> dict[bytes, bytes | None]:
         event = parse_event(topic, record.key, record.value, record.headers)
         if event is not None and event.notice is not None:
             last[_TOLD + event.subject] = event.notice
+            if topic == ATTENTION:
+                last[_ATTENTION + event.order_id] = b""
     return last
 
 
@@ -408,8 +437,26 @@ def _record(order_id: bytes, order: Order, created: Created, notice: Notice, eve
         writer = Writer(order_id, created.currency, history)
         writer.status_changed(created, before, view.status, event, order.version)
         effect = _only(writer)
+    elif notice.topic == ATTENTION:
+        expected = msgspec.json.decode(notice.expected)
+        effect = _told_of(order_id, order, created, expected, event, history)
     else:
         (suborder,) = (each for each in view.suborders if each.seller_id == notice.seller_id)
         effect = _updated(created, order_id, suborder, order.version, history)
     value, headers = effects.encode(effect, order_id, effects.headers_of(event))
     return OutRecord(ids.text(order_id).encode(), value, headers)
+
+
+def _told_of(
+    order_id: bytes, order: Order, created: Created, expected: dict[str, str], event: Event, history: bool
+) -> Derived:
+    """The notice that a kind of attention holds, or no longer does."""
+    kind, detail = expected["kind"], expected.get("detail")
+    writer = Writer(order_id, created.currency, history)
+    if detail is not None:
+        noted = Attention(kind, detail, since_of(order, order_id)[kind])
+    else:
+        seen = [each for each in order.attention if each.kind == kind and each.cleared_at is not None]
+        noted = seen[0] if seen else Attention(kind, "", event.time, event.time)
+    writer.attention(created, noted, noted.detail if detail is None else detail, version_of(order))
+    return _only(writer)

@@ -17,12 +17,16 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 from aiokafka import TopicPartition
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from audit.checkpoint import last_audit
 from contracts.topics import DLQ, WORKERS
 from errors import OrdersError
 from operations.answers import failed
 from operations.auditing import CHECKPOINTS
+from queries.attention import attention_counts
+from queries.databases import Databases
+from queries.errors import Unavailable
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
@@ -105,6 +109,8 @@ class Status(NamedTuple):
     """When the last audit on this machine left its checkpoint, RFC 3339."""
     paused: tuple[Pause, ...] = ()
     """The oldest first."""
+    attention: dict[str, int] | None = None
+    """Kind of what a person should look at -> how many orders it holds of; None: Postgres didn't tell."""
 
     @property
     def problems(self) -> list[str]:
@@ -137,6 +143,8 @@ class StatusReader:
                 open_client(self._settings, timeout=SERVER_SECONDS, retry=ONCE)
             )
             self._jobs = await stack.enter_async_context(BulkJobs(self._settings, "orders-status"))
+            self._databases = Databases(self._settings)
+            stack.push_async_callback(self._databases.close)
             self._stack = stack.pop_all()
         return self
 
@@ -176,6 +184,7 @@ class StatusReader:
             jobs,
             last_audit(self._settings.data / CHECKPOINTS),
             pauses,
+            await self._attention(),
         )
 
     async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:
@@ -221,6 +230,13 @@ class StatusReader:
             self._jobs.drop()
             return None, failed(error)
         return [row for row in rows if row["completed_at"] is None], None
+
+    async def _attention(self) -> dict[str, int] | None:
+        try:
+            async with asyncio.timeout(SERVER_SECONDS):
+                return await attention_counts(self._databases)
+        except (OrdersError, Unavailable, SQLAlchemyError, OSError, TimeoutError):
+            return None  # that Postgres doesn't answer is told beside its name
 
     async def _redis_answers(self) -> str | None:
         try:

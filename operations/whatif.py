@@ -7,8 +7,9 @@ second. Decisions in orders.decisions are part of the log and are replayed as th
 
 Derived events are compared by their ids. Two kinds need more care:
 
-- The id of a notice (suborder.updated, order.status_changed) depends on the order in which facts arrived.
-  So only the last notice about each suborder and each order is compared.
+- The id of a notice (suborder.updated, order.status_changed, order.attention) depends on the order in which
+  facts arrived. So only the last notice about each suborder, each order and each kind of its attention is
+  compared.
 - Whether a label or a release was requested, and what a commit holds, depends on that order too, and the log
   doesn't give it for records of different topics. Where labels, releases or commits differ, other orders of
   arrival are tried. If one of them gives what was published, there is no difference.
@@ -80,6 +81,9 @@ _COMMAND, _NOTICE, _CHANGED, _REFUND_DUE, _PINNED = b"C", b"T", b"M", b"D", b"V"
 _EXPECTED, _ACTUAL = 1, 2
 _ID: Final = 16
 _SIDES: Final = {_EXPECTED: b"e", _ACTUAL: b"a"}
+ATTENTION: Final = "order.attention"
+_PINNING: Final = NOTICES - {ATTENTION}
+"""Those whose version is the order's. Of attention it counts decisions, too."""
 NOTICE_FIELDS: Final = (
     "status",
     "closed_because",
@@ -274,7 +278,8 @@ class WhatIf:
             if event is None:
                 continue
             order_ids.add(event.order_id)
-            if side == _ACTUAL and topic in NOTICES and (pin := _pin(record)) is not None:
+            # The version of an order's attention counts decisions, too.
+            if side == _ACTUAL and topic in _PINNING and (pin := _pin(record)) is not None:
                 puts[_PINNED + event.order_id + pin[0]] = pin[1]
             if event.notice is not None:
                 key = _NOTICE + event.order_id + event.subject + _SIDES[side]
@@ -423,7 +428,11 @@ class WhatIf:
                 notices.get(subject + _SIDES[_EXPECTED]),
             )
             topic = "order.status_changed" if subject == order_id else "suborder.updated"
-            if subject == order_id:
+            kind = msgspec.json.decode(actual or expected or b"").get("kind")
+            if kind is not None:
+                topic = ATTENTION
+                actual, expected = actual or attention_told(kind), expected or attention_told(kind)
+            elif subject == order_id:
                 actual, expected = actual or b'{"status":"pending"}', expected or b'{"status":"pending"}'
             if actual is None or expected is None or actual == expected or topic in self.published.incomplete:
                 continue
@@ -542,7 +551,22 @@ class WhatIf:
         return result
 
 
+def attention_subject(order_id: bytes, kind: str) -> bytes:
+    """The subject of the notices about one kind of what a person should look at."""
+    return ids.uuid5(order_id, f"attention:{kind}")
+
+
+def attention_told(kind: str, detail: str | None = None) -> bytes:
+    """What a notice about it tells, as parse_event() does. `detail` None: that it doesn't hold."""
+    if detail is None:
+        return msgspec.json.encode({"kind": kind, "status": "cleared"})
+    return msgspec.json.encode({"kind": kind, "status": "raised", "detail": detail})
+
+
 def status_text(notice: Mapping[str, Any]) -> str:
+    """What a notice tells, without what only one order has."""
+    if "kind" in notice:
+        return f"{notice['kind']} {notice['status']}"
     return f"{notice.get('status')}" + (
         f" ({notice['closed_because']})" if notice.get("closed_because") else ""
     )
@@ -553,7 +577,7 @@ class DerivedEvent(NamedTuple):
 
     order_id: bytes
     subject: bytes
-    """16 bytes: its ce_id; for a notice the id of its order or suborder."""
+    """16 bytes: its ce_id; for a notice the id of its order or suborder, or attention_subject()."""
     digest: bytes
     """Of its content; empty for a notice."""
     notice: bytes | None
@@ -588,6 +612,12 @@ def parse_event(
         if change is None:
             return None
         return DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": change.to}), b"")
+    if topic == ATTENTION:
+        said = read_foreign(_attention, value)
+        if said is None:
+            return None
+        notice = attention_told(said.kind, said.detail if said.state == "raised" else None)
+        return DerivedEvent(order_id, attention_subject(order_id, said.kind), b"", notice, b"")
     data: Any = read_foreign(_notice, value)
     try:
         subject = _raw(data.suborder_id)
@@ -614,6 +644,13 @@ class _StatusChange(msgspec.Struct):
     to: Any
 
 
+class _Attention(msgspec.Struct):
+    kind: str
+    state: str
+    detail: str
+
+
+_attention: Final = msgspec.json.Decoder(_Attention).decode
 _status_change: Final = msgspec.json.Decoder(_StatusChange).decode
 _notice: Final = msgspec.json.Decoder(
     msgspec.defstruct(

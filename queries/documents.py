@@ -102,6 +102,16 @@ class Refund:
 
 
 @dataclass(slots=True)
+class Attention:
+    """Something that a person should look at, and since when it holds."""
+
+    kind: Annotated[str, Field(examples=["refund_uncovered"])]
+    detail: Annotated[str, Field(description="All that hold of this kind.")]
+    since: Annotated[Time, Field(description="The event time from which on it holds.")]
+    cleared_at: Annotated[Time | None, Field(description="When it no longer held; null: it holds.")]
+
+
+@dataclass(slots=True)
 class Parcel:
     """A parcel as its winning scan has it."""
 
@@ -219,6 +229,9 @@ class OrderDetails(Head):
     refunds: Annotated[list[Refund], Field(description="In the order of their numbers.")]
     cart_id: Annotated[UUID | None, Field(description="The cart that became the order, if its sender said.")]
     cart_created_at: Time | None
+    attention: Annotated[
+        list[Attention], Field(description="What holds, the oldest first; then what was seen to hold.")
+    ] = field(default_factory=list)
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
         default_factory=list
     )
@@ -416,6 +429,15 @@ class TimelineRefund:
 
 
 @dataclass(slots=True)
+class TimelineAttention:
+    """A kind of what a person should look at; `anomalies` has each that holds of it by itself."""
+
+    kind: str
+    detail: str
+    since: Time
+
+
+@dataclass(slots=True)
 class Timeline:
     """An order's facts in the order of their times, and why it is what it is. From `status` on the fields are
     only there if order.created is known (as of then); a seller gets none from `user_id` on.
@@ -440,6 +462,9 @@ class Timeline:
     money: TimelineMoney | None = None
     refunds: list[TimelineRefund] | None = None
     anomalies: list[str] | None = None
+    attention: Annotated[
+        list[TimelineAttention] | None, Field(description="What a person should look at, the oldest first.")
+    ] = None
 
 
 @dataclass(slots=True)

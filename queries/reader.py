@@ -100,6 +100,8 @@ class Filters(NamedTuple):
     since: datetime | None = None
     until: datetime | None = None
     cart: UUID | None = None
+    attention: str | None = None
+    """A kind of what a person should look at."""
 
 
 class Seen(NamedTuple):
@@ -290,7 +292,7 @@ class Reader:
         A list of neither users nor sellers that is filtered by a status or a region may read every order
         there is, so a process reads one at a time.
         """
-        lists = sees.orders(filters.user, filters.seller, filters.region, filters.cart)
+        lists = sees.orders(filters.user, filters.seller, filters.region, filters.cart, filters.attention)
         # By which of a caller's lists it is made decides how it is sorted.
         bound = bound_to(filters._asdict() | {"of": lists and lists[:2]})
         after = None if cursor is None else Position.parse(cursor, bound)
@@ -305,9 +307,11 @@ class Reader:
             after,
             limit + 1,
             filters.cart,
+            filters.attention,
         )
         rows: Sequence[Sequence[Any]]
-        indexed = lists.users or lists.sellers or filters.cart or not (filters.status or filters.region)
+        scanned = filters.status or filters.region
+        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not scanned
         async with nullcontext() if indexed else self._alone():
             rows, source = await self._list(lambda database: database.rows(query), None)
         shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]

@@ -28,6 +28,7 @@ from contracts.statuses import (
     SuborderStatusText,
 )
 from queries.documents import (
+    Attention,
     Head,
     Item,
     Moment,
@@ -59,6 +60,7 @@ _return: Final = _tables["orders_return"]
 _suborder: Final = _tables["orders_suborder"]
 _payment: Final = _tables["orders_payment"]
 _refund: Final = _tables["orders_refund"]
+_attention: Final = _tables["orders_attention"]
 
 TRACKED: Final = 100
 """Parcels that a tracking number shows, as in the cache."""
@@ -108,7 +110,8 @@ def details(order_id: UUID, user_id: UUID | None = None) -> Query:
 @cache
 def _details(by_user: bool) -> sa.Select[Any]:
     def parts(table: sa.Table, **columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        built = aggregate_order_by(_object(**columns), table.c.created_at, table.c.id)
+        own_id = table.c.kind if table is _attention else table.c.id
+        built = aggregate_order_by(_object(**columns), table.c.created_at, own_id)
         # Both columns that tables may be partitioned by: one partition is read.
         same = (
             table.c.order_id == _order.c.id,
@@ -171,6 +174,7 @@ def _details(by_user: bool) -> sa.Select[Any]:
         parts(_refund, **_columns_of(_refund, _Refund, refund_id="id")),
         _order.c.cart_id,
         _order.c.cart_created_at,
+        parts(_attention, **_columns_of(_attention, _Attention)),
     )
     query = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
     return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
@@ -227,13 +231,14 @@ def orders(
     after: Position | None,
     limit: int,
     cart: UUID | None = None,
+    attention: str | None = None,
 ) -> Query:
     """Orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
     Each row begins with its place in the order of the list, and whether its user is one of `users`.
 
     Orders of users are found by the index orders_order_user, those of sellers by orders_suborder_seller,
-    those of a cart by orders_order_cart, all others by orders_order_created, each no further than the page
-    needs.
+    those of a cart by orders_order_cart, those with something of a kind to look at by orders_attention_kind,
+    all others by orders_order_created, each no further than the page needs.
     """
     values = {
         "users": list(lists.users) or None,
@@ -242,6 +247,7 @@ def orders(
         "status": status,
         "region": region,
         "cart_id": cart,
+        "attention": attention,
         "since": since,
         "until": until,
         **_after(after),
@@ -253,6 +259,8 @@ def orders(
 @lru_cache(maxsize=256)
 def _orders(given: frozenset[str], limit: int) -> sa.Select[Any]:
     branches = []
+    if "attention" in given and not given & {"users", "sellers", "cart_id"}:
+        return _orders_with_attention(given, limit)
     if "users" in given or "sellers" not in given:
         branches.append(_orders_of_users(given, limit))
     if "sellers" in given:
@@ -290,6 +298,8 @@ def _orders_of_users(given: frozenset[str], limit: int) -> sa.Select[Any]:
             _item.c.seller_id == _value("seller_id", _item.c.seller_id),
         )
         query = query.where(item.exists())
+    if "attention" in given:
+        query = query.where(_attention_of(c.id, c.user_id, c.region))
     query = _placed(query, given, c.created_at, c.id)
     query = query.order_by(c.created_at.desc(), c.id.desc()).limit(_rows(limit))
     if "users" not in given:
@@ -314,6 +324,8 @@ def _orders_of_sellers(given: frozenset[str], limit: int) -> sa.Select[Any]:
         parts = parts.where(p.order_status == _value("status", p.order_status))
     if "region" in given:
         parts = parts.where(p.region == _value("region", p.region))
+    if "attention" in given:
+        parts = parts.where(_attention_of(p.order_id, p.user_id, p.region))
     if "users" in given:
         # Those are in the other half, whole.
         parts = parts.where(p.user_id != sa.all_(sa.bindparam("users", type_=_IDS)))
@@ -340,6 +352,36 @@ def _orders_of_sellers(given: frozenset[str], limit: int) -> sa.Select[Any]:
         .order_by(page.c.place.desc(), page.c.id.desc())
         .limit(_rows(limit))
     )
+
+
+def _holds() -> tuple[sa.ColumnElement[bool], ...]:
+    a = _attention.c
+    return a.kind == _value("attention", a.kind), a.cleared_at.is_(None)
+
+
+def _attention_of(*order: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Whether the kind holds of an order. `order`: its id, user and region."""
+    a = _attention.c
+    same = [column == own for column, own in zip((a.order_id, a.user_id, a.region), order, strict=True)]
+    return sa.select(a.order_id).where(*same, *_holds()).exists()
+
+
+def _orders_with_attention(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    """Of all orders those of which a kind holds: by the index of these, each order in its own partition."""
+    a, c = _attention.c, _order.c
+    own_ = sa.select(*_head()).where(c.id == a.order_id, c.user_id == a.user_id, c.region == a.region)
+    if "status" in given:
+        own_ = own_.where(c.status == _value("status", c.status))
+    own = own_.limit(1).correlate(_attention).lateral("own")
+    query: sa.Select[Any] = (
+        sa.select(a.created_at.label("place"), sa.literal_column("true").label("whole"), *own.c)
+        .select_from(_attention.join(own, sa.true()))
+        .where(*_holds())
+    )
+    if "region" in given:
+        query = query.where(a.region == _value("region", a.region))
+    query = _placed(query, given, a.created_at, a.order_id)
+    return query.order_by(a.created_at.desc(), a.order_id.desc()).limit(_rows(limit))
 
 
 _IDS: Final = pg.ARRAY(sa.Uuid)
@@ -646,6 +688,13 @@ class _Refund(msgspec.Struct):
     version: int
 
 
+class _Attention(msgspec.Struct):
+    kind: str
+    detail: str
+    since: str
+    cleared_at: str | None
+
+
 _items: Final = msgspec.json.Decoder(list[_Item])
 _parcels: Final = msgspec.json.Decoder(list[_Parcel])
 _returns: Final = msgspec.json.Decoder(list[_Return])
@@ -653,6 +702,7 @@ _suborder_of: Final = msgspec.json.Decoder(_Suborder)
 _parts: Final = msgspec.json.Decoder(list[_Suborder])
 _payments: Final = msgspec.json.Decoder(list[_Payment])
 _refunds: Final = msgspec.json.Decoder(list[_Refund])
+_attentions: Final = msgspec.json.Decoder(list[_Attention])
 
 
 def as_listed(row: Sequence[Any], sees_all: bool) -> Head | SellerHead:
@@ -683,7 +733,7 @@ def as_head(row: Sequence[Any]) -> Head:
 def as_details(row: Sequence[Any]) -> OrderDetails:
     """Convert a row of `details`."""
     head, (region, discount, tax, items, shipments, returns) = as_head(row[:8]), row[8:14]
-    parts, payments, refunds, cart_id, cart_created_at = row[14:]
+    parts, payments, refunds, cart_id, cart_created_at, attention = row[14:]
     currency = head.currency
     details = OrderDetails(
         head.order_id,
@@ -723,6 +773,7 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
         sorted((_refund_of(each) for each in _refunds.decode(refunds or "[]")), key=attrgetter("number")),
         cart_id,
         None if cart_created_at is None else _time(cart_created_at),
+        sorted(map(_attention_as_is, _attentions.decode(attention or "[]")), key=_open_first),
     )
     details.moments = _moments(details)
     return details
@@ -776,6 +827,14 @@ def _payment_of(each: _Payment) -> Payment:
         _iso(each.updated_at),
         each.version,
     )
+
+
+def _attention_as_is(each: _Attention) -> Attention:
+    return Attention(each.kind, each.detail, _iso(each.since), _iso_or_none(each.cleared_at))
+
+
+def _open_first(each: Attention) -> tuple[bool, datetime, str]:
+    return each.cleared_at is not None, datetime.fromisoformat(each.since), each.kind
 
 
 def _refund_of(each: _Refund) -> Refund:

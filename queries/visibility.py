@@ -94,11 +94,17 @@ class Visibility:
         )
 
     def orders(
-        self, user_id: UUID | None, seller_id: UUID | None, region: str | None, cart_id: UUID | None = None
+        self,
+        user_id: UUID | None,
+        seller_id: UUID | None,
+        region: str | None,
+        cart_id: UUID | None = None,
+        attention: str | None = None,
     ) -> Lists | None:
         """Which orders a list with these filters is of; None: of none. A filter by what a caller doesn't see
-        of an order (its user, its region, its cart) doesn't find that order.
+        of an order (its user, its region, its cart, its attention) doesn't find that order.
         """
+        unseen = region is not None or cart_id is not None or attention is not None
         user, seller = () if user_id is None else (user_id,), () if seller_id is None else (seller_id,)
         if self.everything or (user_id is not None and user_id in self.users):
             return Lists(user, () if user else seller, seller_id if user else None)
@@ -106,8 +112,8 @@ class Visibility:
             return None
         users = tuple(sorted(self.users))
         if seller_id is None:
-            sellers = tuple(sorted(self.sellers)) if region is None and cart_id is None else ()
-        elif seller_id in self.sellers and region is None and cart_id is None:
+            sellers = () if unseen else tuple(sorted(self.sellers))
+        elif seller_id in self.sellers and not unseen:
             sellers = seller
         else:
             sellers = ()

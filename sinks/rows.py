@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from domain.shapes import (
+    AttentionRow,
     ItemRow,
     OrderRow,
     PaymentRow,
@@ -25,6 +26,7 @@ ROWS: Final[dict[str, type[Row]]] = {
     "orders_suborder": SuborderRow,
     "orders_payment": PaymentRow,
     "orders_refund": RefundRow,
+    "orders_attention": AttentionRow,
 }
 """Table -> its row, whose fields are the table's columns (sinks.postgres holds
 them to each other by name).
@@ -44,6 +46,7 @@ class RowBatch:
     suborders: list[SuborderRow] = field(default_factory=list)
     payments: list[PaymentRow] = field(default_factory=list)
     refunds: list[RefundRow] = field(default_factory=list)
+    attention: list[AttentionRow] = field(default_factory=list)
 
     def by_table(self) -> dict[str, Sequence[Row]]:
         """Table -> its rows, in the order of `sinks.schema.TABLES`; tables without rows are left out."""
@@ -55,6 +58,7 @@ class RowBatch:
             self.suborders,
             self.payments,
             self.refunds,
+            self.attention,
         )
         return {table: rows for table, rows in zip(ROWS, lists, strict=True) if rows}
 
@@ -67,6 +71,7 @@ class RowBatch:
         self.suborders += other.suborders
         self.payments += other.payments
         self.refunds += other.refunds
+        self.attention += other.attention
 
     def of(self, order_ids: Container[str]) -> RowBatch:
         """The rows of these orders, by canonical id."""
@@ -78,6 +83,7 @@ class RowBatch:
             [row for row in self.suborders if row.order_id in order_ids],
             [row for row in self.payments if row.order_id in order_ids],
             [row for row in self.refunds if row.order_id in order_ids],
+            [row for row in self.attention if row.order_id in order_ids],
         )
 
     def last_of_each(self) -> RowBatch:
@@ -90,6 +96,7 @@ class RowBatch:
             list({(row.order_id, row.id): row for row in self.suborders}.values()),
             list({(row.order_id, row.id): row for row in self.payments}.values()),
             list({(row.order_id, row.id): row for row in self.refunds}.values()),
+            list({(row.order_id, row.kind): row for row in self.attention}.values()),
         )
 
     def __len__(self) -> int:

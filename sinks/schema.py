@@ -43,6 +43,7 @@ TABLES = (
     "orders_suborder",
     "orders_payment",
     "orders_refund",
+    "orders_attention",
 )
 """In the order in which their rows depend on each other."""
 
@@ -54,6 +55,7 @@ FILLFACTOR: dict[str, int] = {
     "orders_suborder": 50,
     "orders_payment": 80,
     "orders_refund": 60,
+    "orders_attention": 60,
 }
 """Of every partition of a table. Leaves room on each page for the next versions of its rows: an update then
 touches no index (HOT), as long as no index contains updated_at, status or version. Measured: 23 us a row
@@ -106,7 +108,7 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         )
     method = "HASH" if partition_by == "user_id" else "LIST"
     metadata = sa.MetaData()
-    parts_of = (_order, _order_item, _shipment, _return, _suborder, _payment, _refund)
+    parts_of = (_order, _order_item, _shipment, _return, _suborder, _payment, _refund, _attention)
     for name, parts in zip(TABLES, parts_of, strict=True):
         sa.Table(name, metadata, *parts(partition_by), postgresql_partition_by=f"{method} ({partition_by})")
     # Not partitioned: a row a job.
@@ -292,6 +294,32 @@ def _refund(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         sa.Column("settled_at", sa.DateTime(timezone=True)),
         *_stamps(),
         *_keys_of_part(partition_by, "orders_refund"),
+    ]
+
+
+def _attention(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    holds = sa.text("cleared_at IS NULL")
+    return [
+        sa.Column("order_id", sa.Uuid, nullable=False),
+        *_owner(),
+        # No enum: a version may know kinds that the one before doesn't.
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("cleared_at", sa.DateTime(timezone=True)),
+        *_stamps(),
+        sa.PrimaryKeyConstraint("order_id", "kind", partition_by, name="orders_attention_pkey"),
+        _belongs_to(partition_by, "orders_order", "orders_attention_order", ("order_id", "id")),
+        # What is open, the oldest first.
+        sa.Index("orders_attention_since", "since", "order_id", "kind", postgresql_where=holds),
+        # The orders of a kind, newest first; and how many of each kind are open.
+        sa.Index(
+            "orders_attention_kind",
+            "kind",
+            sa.text("created_at DESC"),
+            sa.text("order_id DESC"),
+            postgresql_where=holds,
+        ),
     ]
 
 

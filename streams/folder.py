@@ -21,8 +21,10 @@ from typing import Final, Protocol
 
 from contracts import ids
 from contracts.errors import ORDER_TOO_LARGE, RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.outgoing import OrderAttention
 from contracts.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
 from domain import effects, events, parts, rows
+from domain.attention import attention_rows
 from domain.deadlines import next_due, pending
 from domain.enums import DeadlineKind
 from domain.fold import TOO_LARGE_TO_BEGIN, fold
@@ -164,6 +166,8 @@ class BatchOutput:
         """Dead letters, by reason."""
         self.deadlines: Counter[str] = Counter()
         """Deadlines that passed."""
+        self.attention: Counter[tuple[str, str]] = Counter()
+        """(kind, raised or cleared)."""
 
     def add(self, part: BatchOutput) -> None:
         """Add the output of the batch's next slice."""
@@ -183,6 +187,7 @@ class BatchOutput:
         self.outcomes.update(part.outcomes)
         self.letters.update(part.letters)
         self.deadlines.update(part.deadlines)
+        self.attention.update(part.attention)
 
     def drop_replaced(self) -> None:
         """Keep of each row and each cache entry the last one."""
@@ -392,6 +397,8 @@ class BatchFolder:
                         else partial(effects.encode_data, effect)
                     )
                     work.publish(effect.topic, OutRecord(key, value, headers))
+                    if type(effect.made) is OrderAttention:
+                        work.attention[effect.made.kind, effect.made.state] += 1
                 else:
                     self._refuse_late(work, event.order_id, effect)
 
@@ -565,6 +572,9 @@ def _project_parts(
 ) -> None:
     """Add the rows of an order's parts that have changed, all of them once it is created."""
     order = changed.order
+    if order.attention:
+        # Their version and times are the order's.
+        batch.attention += attention_rows(order_id, raw_id, order, *rows.fact_times(order))
     if changed.suborders or changed.created:
         batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals, brief.suborders)
     if changed.created:

@@ -23,6 +23,11 @@ BULK_RATE: Final = Gauge(
     "orders_bulk_rate", "Events a second at which this worker unpacks bulk jobs. 0: there is none."
 )
 DEADLINES: Final = Counter("orders_deadlines_total", "Deadlines that passed.", ["deadline"])
+ATTENTION: Final = Counter(
+    "orders_attention_total",
+    "Notices of what a person should look at: raised (again when its detail changes) and cleared.",
+    ["kind", "state"],
+)
 STEP_SECONDS: Final = Histogram(
     "orders_step_seconds",
     "Seconds a batch spends in each of the steps, waiting included.",

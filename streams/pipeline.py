@@ -134,4 +134,6 @@ def _count(work: BatchOutput) -> None:
         metrics.DEAD_LETTERS.labels(code).inc(count)
     for deadline, count in work.deadlines.items():
         metrics.DEADLINES.labels(deadline).inc(count)
+    for (kind, state), count in work.attention.items():
+        metrics.ATTENTION.labels(kind, state).inc(count)
     metrics.LAST_BATCH.set_to_current_time()

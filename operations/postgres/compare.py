@@ -31,6 +31,7 @@ class Difference:
 
     table: str
     id: str
+    """Of orders_attention the kind."""
     order_id: str
     actual: Values | None
     expected: Values | None
@@ -55,17 +56,29 @@ def order_column(table: str) -> str:
     return "id" if table == "orders_order" else "order_id"
 
 
+def key_column(table: str) -> str:
+    """Return the column of `table` that tells the rows of an order apart."""
+    return "kind" if table == "orders_attention" else "id"
+
+
+# What was cleared is what was seen: nobody asks for it.
+_ASKED_FOR: Final = {
+    "orders_attention": (
+        " AND (l.order_id IS NOT NULL AND l.cleared_at IS NULL"
+        " OR n.order_id IS NOT NULL AND n.cleared_at IS NULL)"
+    )
+}
 _GIVEN: Final = "= ANY($1::uuid[])"
 _BETWEEN: Final = "BETWEEN $1 AND $2"
 
 
 def _query(table: str, expected: str, orders: str = _GIVEN) -> str:
-    columns, order = COLUMNS[table], order_column(table)
-    both = f"l.id = n.id AND l.{order} = n.{order}"
+    columns, order, key = COLUMNS[table], order_column(table), key_column(table)
+    both = f"l.{key} = n.{key} AND l.{order} = n.{order}"
 
     def values(side: str) -> str:
         return (
-            f"CASE WHEN {side}.id IS NOT NULL THEN"
+            f"CASE WHEN {side}.{key} IS NOT NULL THEN"
             f" ARRAY[{', '.join(f'{side}.{name}::text' for name in columns)}] END"
         )
 
@@ -73,9 +86,9 @@ def _query(table: str, expected: str, orders: str = _GIVEN) -> str:
         return f"({', '.join(f'{side}.{name}' for name in columns)})"
 
     return (
-        f"SELECT coalesce(l.id, n.id)::text, coalesce(l.{order}, n.{order})::text, {values('l')},"
+        f"SELECT coalesce(l.{key}, n.{key})::text, coalesce(l.{order}, n.{order})::text, {values('l')},"
         f" {values('n')} FROM (SELECT * FROM public.{table} WHERE {order} {orders}) l FULL JOIN"
-        f" ({expected}) n ON {both} WHERE {row('l')} IS DISTINCT FROM {row('n')}"
+        f" ({expected}) n ON {both} WHERE {row('l')} IS DISTINCT FROM {row('n')}{_ASKED_FOR.get(table, '')}"
     )
 
 

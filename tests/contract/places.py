@@ -21,7 +21,17 @@ import redis.asyncio
 
 from contracts.statuses import OrderStatusText, ParcelStatusText
 from credentials import PostgresUrl, RedisUrl
-from domain.shapes import ItemRow, OrderRow, PaymentRow, RefundRow, ReturnRow, ShipmentRow, SuborderRow
+from domain.shapes import (
+    AttentionRow,
+    ItemRow,
+    OrderRow,
+    PaymentRow,
+    RefundRow,
+    ReturnRow,
+    ShipmentRow,
+    SuborderRow,
+)
+from operations.postgres.compare import key_column, order_column
 from settings import Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
@@ -99,6 +109,9 @@ class Order:
                 ReturnRow(id, order, user, "SP", item, 1, "too small", "processed", updated, *ends)
             )
             into.refunds.append(refund_row(ident(f"refund of {self.name}"), order, user, "SP", *ends))
+            into.attention.append(
+                AttentionRow(order, user, "SP", "overpaid", "by 5.00", created, None, *ends)
+            )
         into.suborders.append(
             suborder_row(
                 ident(f"suborder of {self.name}"),
@@ -387,7 +400,10 @@ class PostgresPlace(RealPlace):
         return [
             tuple(row)
             for table in TABLES
-            for row in await self.fetch(f"SELECT tableoid, ctid, xmin FROM {table} ORDER BY id")
+            for row in await self.fetch(
+                f"SELECT tableoid, ctid, xmin FROM {table}"
+                f" ORDER BY {order_column(table)}, {key_column(table)}"
+            )
         ]
 
     async def empty(self) -> None:

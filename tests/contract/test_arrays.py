@@ -62,7 +62,9 @@ async def test_the_server_reads_what_was_given(
         many = await connection.fetchval("SELECT cardinality($1::uuid[])", [UUID(int=1), str(UUID(int=2))])
         assert many == 2
         for given, read in zip(rows, await connection.fetch(READ, *arrays.pack(rows, KINDS)), strict=True):
-            amount, moment = await connection.fetchrow(AS_TEXT, given[2], given[4]) or ()
+            text = await connection.fetchrow(AS_TEXT, given[2], given[4])
+            assert text is not None
+            amount, moment = text
             assert tuple(read) == (given[0], given[1], amount, given[3], moment)
     finally:
         await connection.close()

@@ -34,7 +34,7 @@ async def times(postgres: PostgresPlace) -> tuple[str, str, int]:
 
 
 async def test_counts_rows_that_changed_and_touches_no_others(postgres: PostgresPlace) -> None:
-    assert await postgres.write(ORDER) == 7
+    assert await postgres.write(ORDER) == 8
     rows = await postgres.row_versions()
     assert await postgres.write(ORDER) == 0
     assert await postgres.write(replace(ORDER, version=3)) == 0
@@ -77,7 +77,7 @@ async def test_a_bad_row_and_nothing_of_its_batch_is_written(postgres: PostgresP
     with pytest.raises(error):
         await postgres.sink.write(batch)
     assert not any((await postgres.content()).values())
-    assert await postgres.write(ORDER) == 7
+    assert await postgres.write(ORDER) == 8
 
 
 async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
@@ -175,7 +175,7 @@ async def test_a_payment_has_an_amount_if_and_only_if_it_was_captured(postgres: 
         with pytest.raises(asyncpg.CheckViolationError):
             await postgres.sink.write(batch)
     batch.payments = [structs.replace(paid, **failed)]
-    assert await postgres.sink.write(batch) == 7
+    assert await postgres.sink.write(batch) == 8
     batch.payments = [structs.replace(paid, version=paid.version + 1)]
     assert await postgres.sink.write(batch) == 1
     rows = await postgres.fetch("SELECT status, currency, reason FROM orders_payment")
@@ -189,8 +189,8 @@ async def test_by_region_the_same_rows(stack: Servers) -> None:
         place = PostgresPlace(settings)
         await place.open()
         try:
-            assert await place.write(replace(ORDER, version=3), Order("b", 1)) == 10
-            assert await place.write(ORDER) == 6
+            assert await place.write(replace(ORDER, version=3), Order("b", 1)) == 11
+            assert await place.write(ORDER) == 7
             assert await version_of(place, "a") == 4
         finally:
             await place.close()

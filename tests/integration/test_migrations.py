@@ -224,7 +224,7 @@ async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) 
     settings, by = migrated
     query = (
         "SELECT tablename, indexdef FROM pg_indexes WHERE indexname ~"
-        " '^orders_(order|order_item|shipment|return|suborder|payment|refund)_pkey$'"
+        " '^orders_(order|order_item|shipment|return|suborder|payment|refund|attention)_pkey$'"
     )
     keys = await rows(settings, query)
     assert {table: definition.partition("(")[2].rstrip(")") for table, definition in keys} == {
@@ -235,6 +235,7 @@ async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) 
         "orders_suborder": f"id, order_id, {by}",
         "orders_payment": f"id, order_id, {by}",
         "orders_refund": f"id, order_id, {by}",
+        "orders_attention": f"order_id, kind, {by}",
     }
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from msgspec.structs import astuple
 
 from audit import reference, states
+from audit.attention import named_in
 from audit.derived import DERIVED, DerivedEvents
 from audit.derived import Event as DerivedEvent
 from audit.findings import Finding, Findings, Report
@@ -32,6 +33,7 @@ from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain import effects, events, parts, rows
 from domain.anomalies import anomalies
+from domain.attention import attention_rows
 from domain.fold import fold
 from domain.order import Created, Order, RefundDecision
 from domain.shapes import Derived, Event, LateRefusal
@@ -150,6 +152,14 @@ class Ours:
                 "orders_suborder": [astuple(each) for each in parts.suborder_rows(order_id, order, row)],
                 "orders_payment": [astuple(row) for row in parts.payment_rows(text, order)],
                 "orders_refund": [astuple(row) for row in parts.refund_rows(text, order_id, order)],
+                "orders_attention": [
+                    (
+                        *(row.kind, row.order_id, row.user_id, row.region, named_in(row.detail), row.since),
+                        *(None, row.created_at, row.updated_at, row.version),
+                    )
+                    for row in attention_rows(text, order_id, order, *rows.fact_times(order))
+                    if row.cleared_at is None
+                ],
             }
         kept = [
             (each.type, msgspec.json.decode(msgspec.json.encode(each.data)))
@@ -311,7 +321,15 @@ class Theirs:
         reading = self.orders[order_id].reading()
         derived = reading.derived()
         return Told(
-            {name: sorted(each, key=repr) for name, each in reading.rows().items()},
+            {
+                name: sorted(
+                    ((*row[:4], named_in(row[4]), *row[5:]) for row in each)
+                    if name == "orders_attention"
+                    else each,
+                    key=repr,
+                )
+                for name, each in reading.rows().items()
+            },
             Counter(refusal.code for refusal in reading.refused.values()),
             {key: data for key, data in derived.items() if key[0] in SAME_IN_ANY_ORDER},
             {key: data for key, data in derived.items() if key[0] == "refund.request"},

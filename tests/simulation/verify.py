@@ -16,6 +16,7 @@ from uuid import UUID
 from aiokafka.structs import TopicPartition
 from msgspec.structs import astuple
 
+from audit.attention import TABLE as ATTENTION
 from audit.reference import Decision, Fact, Order, Reading, RecordId, Refusal
 from audit.stores import Row, comparable
 from contracts import outgoing
@@ -27,9 +28,12 @@ from streams.partitioner import partition_of
 from streams.transport.table import DUE, LATEST, due_entry
 from tables import codec
 from tests.simulation.accounts import coordinates, natural_keys
+from tests.simulation.attention import wrong_events, wrong_rows
 from tests.simulation.kafka import Record
 from tests.simulation.world import World
 
+FOLLOW = tuple(table for table in TABLES if table != ATTENTION)
+"""The tables of which nothing stays that was only seen."""
 SAME = {
     spec.type: spec.id_field
     for spec in outgoing.DERIVED
@@ -61,6 +65,7 @@ class Verifier:
         yield from self._checkouts()
         yield from self._states()
         yield from self._rows()
+        yield from self._attention()
         yield from self._derived()
         yield from self._refunds()
         yield from self._deadlines()
@@ -221,33 +226,46 @@ class Verifier:
     # -- rows ------------------------------------------------------------------------------------------------
 
     def _rows(self) -> Iterator[str]:
-        by_order: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
-        for table in TABLES:
+        by_order: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in FOLLOW})
+        for table in FOLLOW:
             for row in map(astuple, self.world.tables.rows[table].values()):
                 by_order[str(row[0] if table == "orders_order" else row[1])][table].add(
                     comparable(table, row)
                 )
         for order_id, readings in self.readings.items():
-            there = by_order.pop(order_id, None) or {table: set() for table in TABLES}
+            there = by_order.pop(order_id, None) or {table: set() for table in FOLLOW}
             wanted = [
-                {table: {comparable(table, row) for row in rows} for table, rows in reading.rows().items()}
+                {table: {comparable(table, row) for row in reading.rows()[table]} for table in FOLLOW}
                 for reading in readings
             ]
             if len(readings) > 1:
                 # The log doesn't tell which of two contents came first, so each worker that folded
                 # them may have taken another.
-                for table in TABLES:
+                for table in FOLLOW:
                     strange = there[table].difference(*(each[table] for each in wanted))
                     counts = [len({row[0] for row in each[table]}) for each in wanted]
                     if strange or len({row[0] for row in there[table]}) not in counts:
                         yield f"order {order_id}: {table} has {_brief(strange)}, in no reading of the log"
             elif there not in wanted:
-                for table in TABLES:
+                for table in FOLLOW:
                     if there[table] != wanted[0][table]:
                         lacking, extra = wanted[0][table] - there[table], there[table] - wanted[0][table]
                         yield f"order {order_id}: {table} lacks {_brief(lacking)} and has {_brief(extra)}"
         for order_id in by_order.keys() - self.world.hidden:
             yield f"order {order_id}: rows, but no facts"
+
+    def _attention(self) -> Iterator[str]:
+        """Rows of orders_attention, and what order.attention told."""
+        hidden = self.world.hidden
+        rows: list[Any] = list(self.world.tables.rows[ATTENTION].values())
+        yield from wrong_rows(self.readings, [row for row in rows if str(row.order_id) not in hidden])
+        events = [
+            (dict(record.headers)["ce_id"].decode(), _json(record.value))
+            for number in self._partitions()
+            for record in self._log("order.attention", number)
+        ]
+        shown = [each for each in events if each[1]["order_id"] not in hidden]
+        yield from wrong_events(self.readings, shown, whole=not self.world.restarted)
 
     # -- derived events --------------------------------------------------------------------------------------
 

@@ -427,7 +427,7 @@ def test_refused_for_the_orders_sake_keeps_its_key(refused: Fact, code: str) -> 
         reading = fold(*facts)
         assert reading.refused[refused.key].code == code
         assert reading.version == 2
-        assert [len(rows) for rows in reading.rows().values()] == [1, 2, 0, 0, 2, 0, 0]
+        assert [len(rows) for rows in reading.rows().values()] == [1, 2, 0, 0, 2, 0, 0, 0]
         assert reading.rows()["orders_order"][0][11] == "2026-01-02T03:00:00+00:00"
 
 

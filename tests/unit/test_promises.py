@@ -215,6 +215,15 @@ def test_a_seller_that_ships_too_late_is_told_of_once_and_is_late_until_it_ships
     assert builder.now.suborders[0].late_since is None
 
 
+def test_lines_with_a_promise_and_lines_without_one_are_late_together() -> None:
+    """Three units without a promise are due on the 8th, and two on the 10th."""
+    builder = paid(line(1, quantity=2, ship_by=day(10)), line(2, quantity=3))
+    builder.let_pass("ship")
+    assert builder.told() == [f"late_to_ship: seller {ANNA}: 3 not in transit, due 2026-01-08T01:00:00+00:00"]
+    builder.let_pass("ship")
+    assert builder.told() == [f"late_to_ship: seller {ANNA}: 5 not in transit, due 2026-01-08T01:00:00+00:00"]
+
+
 def test_a_later_promise_ends_lateness_until_it_passes_too() -> None:
     builder = paid(line(1))
     builder.let_pass("ship")

@@ -381,7 +381,8 @@ def test_whether_an_order_of_history_ships_is_watched() -> None:
     builder.let_pass("ship")
     (late,) = builder.published("suborder.late")
     assert (late["what"], late["units"]) == ("ship", 2)
-    assert marks(builder)[-1] == ("order.status_changed", True), "suborder.late is none of history"
+    last = [("order.status_changed", True), ("order.attention", False)]
+    assert marks(builder)[-2:] == last, "suborder.late is none of history, nor what follows from it"
     assert builder.anomalies == ["late_to_ship"]
     builder.scan("in_transit", hour=5)
     assert builder.anomalies == []
