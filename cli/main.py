@@ -100,6 +100,13 @@ SUBCOMMANDS: Final = (
         "Send files of orders, shipping updates, returns or payments as background jobs.",
     ),
     Subcommand(
+        "Send",
+        "import",
+        "cli.importing",
+        "import_command",
+        "Take over the orders of another system from its files.",
+    ),
+    Subcommand(
         "Look", "status", "cli.status", "status_command", "Show how lanes, workers, servers and jobs do."
     ),
     Subcommand(
