@@ -325,8 +325,9 @@ def _show_work(app: FastAPI, reads: Sources) -> None:
             "cursor": at,
             "filters": defaultdict(str, given),
             "choices": of.choices,
-            "ages": AGES,
-            "fields": (*of.ids, *of.texts),
+            "ages": AGES if of.rows else (),
+            "counts": {} if of.rows else await reads.attention(),
+            "fields": (*of.ids, *of.texts, *(() if of.rows else ("from",))),
             "link": partial(address, request.url.path, **given),
         }
         return page(request, "work", seen_by, values)

@@ -138,7 +138,7 @@ def download(text: str, name: str) -> Response:
 PAGES: Final = (
     ("/", "overview"),
     ("/lanes", "lanes"),
-    ("/work/late", "work"),
+    ("/work/attention", "work"),
     ("/dead-letters", "dead_letters"),
     ("/jobs", "jobs"),
     ("/operations", "operations"),

@@ -23,6 +23,7 @@ from errors import OrdersError
 from operations.answers import refused
 from operations.dead_letters import Found, NoSuchLetter, find, recent
 from operations.records import RawRecords, of_order
+from queries.attention import attention_counts, open_attention
 from queries.documents import OrderDetails, Orders, Suborders, Tracked
 from queries.errors import NotFound, Unavailable
 from queries.keyset import Position, micros
@@ -124,9 +125,17 @@ class Sources:
 
     async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = PAGE) -> Page[Any]:
         """A page of a list of what waits. Raises ValueError for a cursor that is none."""
+        if of.rows is None:
+            kind, since = filters.get("kind"), filters.get("since")
+            shown = await open_attention(self._reader.databases, most, kind=kind, since=since, cursor=at)
+            return Page(shown.rows, shown.next)
         after = None if at is None else Place.parse(at)
-        rows = await self._reader.waiting(of.query(filters, after, most + 1))
-        return page([of.row(row) for row in rows], most)
+        rows = await self._reader.waiting(of.rows.query(filters, after, most + 1))
+        return page([of.rows.row(row) for row in rows], most)
+
+    async def attention(self) -> dict[str, int]:
+        """Kind of what a person should look at -> how many orders it holds of, the most first."""
+        return await attention_counts(self._reader.databases)
 
     async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
         """All of a list of what waits; None: it is longer than MOST_EXPORTED. Blocks for a while."""

@@ -214,6 +214,8 @@ EN: Final = {
     "updated": "Updated",
     # -- what waits for somebody -----------------------------------------------------------------------------
     "work": "Work",
+    "work_attention": "Attention",
+    "work_means_attention": "What holds of orders that a person should look at, the oldest first.",
     "work_late": "Late sellers",
     "work_refunds": "Refunds not paid",
     "work_returns": "Returns that wait",

@@ -13,12 +13,14 @@ from uuid import UUID
 
 from fastapi import Request
 
-from console.parameters import choice, uuid_of
-from contracts.statuses import RefundCauseText, SuborderStatusText
+from console.parameters import choice, moment_of, uuid_of
+from contracts.statuses import AttentionText, RefundCauseText, SuborderStatusText
 from queries import worklists
 from queries.statements import Query
 
-Kind = Literal["order", "seller", "id", "time", "status", "number", "money", "text", "personal", "masked"]
+Kind = Literal[
+    "order", "seller", "id", "time", "status", "number", "money", "text", "prose", "personal", "masked"
+]
 """How a page shows a cell. personal: free text of other services or customers, for the role support; masked:
 the same for others.
 """
@@ -42,13 +44,21 @@ class Cell(NamedTuple):
     value: Any
 
 
+class Rows(NamedTuple):
+    """How the rows of a list are found: their statement, and a row of it."""
+
+    query: Callable[[worklists.Filters, worklists.Place | None, int], Query]
+    row: Callable[[Sequence[Any]], Any]
+
+
 class Worklist(NamedTuple):
-    """A list. `choices`: filters of some values; `ids`: filters by an id."""
+    """A list. `rows` None: of queries.attention, which begins with the time of `from`. `choices`: filters of
+    some values; `ids`: filters by an id.
+    """
 
     name: str
     columns: tuple[Column, ...]
-    query: Callable[[worklists.Filters, worklists.Place | None, int], Query]
-    row: Callable[[Sequence[Any]], Any]
+    rows: Rows | None
     choices: dict[str, tuple[str, ...]]
     ids: tuple[str, ...] = ()
     texts: tuple[str, ...] = ("region",)
@@ -57,6 +67,18 @@ class Worklist(NamedTuple):
 WORKLISTS: Final = {
     each.name: each
     for each in (
+        Worklist(
+            "attention",
+            (
+                Column("since", "since", "time"),
+                Column("order", "order_id", "order"),
+                Column("kind", "kind", "text"),
+                Column("detail", "detail", "prose"),
+            ),
+            None,
+            {"kind": get_args(AttentionText)},
+            texts=(),
+        ),
         Worklist(
             "late",
             (
@@ -74,8 +96,7 @@ WORKLISTS: Final = {
                 Column("region", "region", "text"),
                 Column("suborder", "id", "id"),
             ),
-            worklists.late_suborders,
-            worklists.as_late,
+            Rows(worklists.late_suborders, worklists.as_late),
             {"status": get_args(SuborderStatusText)},
             ("seller_id",),
         ),
@@ -93,8 +114,7 @@ WORKLISTS: Final = {
                 Column("region", "region", "text"),
                 Column("refund", "id", "id"),
             ),
-            worklists.waiting_refunds,
-            worklists.as_refund,
+            Rows(worklists.waiting_refunds, worklists.as_refund),
             {"status": worklists.WAITING_REFUNDS, "cause": get_args(RefundCauseText)},
         ),
         Worklist(
@@ -108,8 +128,7 @@ WORKLISTS: Final = {
                 Column("item", "item_id", "id"),
                 Column("return", "id", "id"),
             ),
-            worklists.waiting_returns,
-            worklists.as_return,
+            Rows(worklists.waiting_returns, worklists.as_return),
             {},
         ),
     )
@@ -120,7 +139,7 @@ WORKLISTS: Final = {
 def asked_for(request: Request, of: Worklist, now: datetime) -> tuple[dict[str, str], worklists.Filters]:
     """The filters of an address: as it has them, and as the statement takes them. Raises Invalid."""
     given: dict[str, str] = {}
-    for name, those in (*of.choices.items(), ("days", AGES)):
+    for name, those in (*of.choices.items(), *([("days", AGES)] if of.rows else [])):
         value = choice(request, name, those)
         if value is not None:
             given[name] = value
@@ -133,6 +152,8 @@ def asked_for(request: Request, of: Worklist, now: datetime) -> tuple[dict[str, 
     if "days" in given:
         # To the minute, so that the pages of a list have the same border.
         filters["before"] = now.replace(second=0, microsecond=0) - timedelta(days=int(given["days"]))
+    if of.rows is None and (since := moment_of(request, "from")) is not None:
+        given["from"], filters["since"] = request.query_params["from"], since
     return given, filters
 
 

@@ -31,6 +31,7 @@ from operations.redrive import RedriveResult, Selection
 from operations.repair import RepairResult
 from operations.rows import RowsResult
 from operations.status import DeadLetters, LaneStatus, Status
+from queries.attention import OpenAttention
 from queries.documents import (
     Head,
     OrderDetails,
@@ -173,12 +174,18 @@ class Made(Sources):
         self.asked = dict(filters)
         return Page([self.waits(of)], None if at else "more")
 
+    async def attention(self) -> dict[str, int]:
+        return {"overpaid": 2}
+
     async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
         self._need("postgres")
         return None if self.too_many else [self.waits(of)]
 
     def waits(self, of: Worklist) -> Any:
         """A row of a list of what waits."""
+        if of.name == "attention":
+            since = "2026-01-01T00:00:00Z"
+            return OpenAttention(UUID(ORDER), UUID(USER), "overpaid", self.text, since)
         then, ids = datetime(2026, 1, 1, tzinfo=UTC), (UUID(ORDER), UUID(item_id(1)))
         if of.name == "late":
             units: list[Any] = [3, 1, 0, then, None, "40.00", "EUR"]

@@ -50,6 +50,7 @@ PAGES: Final = (
     f"/orders/{ORDER}/whatif",
     f"/orders/{ORDER}/cancel",
     f"/orders/{ORDER}/grant",
+    "/work/attention?kind=overpaid&from=2026-01-01",
     "/work/late",
     "/work/refunds?status=failed&days=7",
     "/work/returns?region=eu&cursor=x",
@@ -273,7 +274,7 @@ async def test_a_list_is_a_file_too(name: str, tmp_path: Path) -> None:
     cells = dict(zip(head, row, strict=True))
     assert cells["order"] == ORDER
     assert cells["since"] == "2026-01-01T00:00:00Z"
-    assert cells["region"] == "'=1+1"
+    assert cells["detail" if name == "attention" else "region"] == "'=1+1"
     if "reason" in cells:
         assert cells["reason"] == "'=1+1"
         assert masked.text.count("=1+1") == 1
@@ -287,6 +288,20 @@ def test_cells_of_a_file_are_no_formulas(text: str) -> None:
     shown = dict(zip(head, cells, strict=True))
     assert shown["region"] == f"'{text}"
     assert shown["reason"] == "ok"
+
+
+async def test_what_needs_attention_is_counted_and_filtered() -> None:
+    shows = Made()
+    async with console(shows) as browser:
+        page = (await browser.get("/work/attention?kind=overpaid&from=2026-01-02T00:00:00Z")).text
+        wrong = [
+            await browser.get(f"/work/attention?{query}") for query in ("kind=x", "from=soon", "cursor=bad")
+        ]
+    assert shows.asked == {"kind": "overpaid", "since": datetime(2026, 1, 2, tzinfo=UTC)}
+    assert 'href="/work/attention?kind=overpaid">overpaid</a> 2' in page
+    assert "kind=overpaid&amp;from=2026-01-02T00%3A00%3A00Z&amp;cursor=more" in page
+    assert 'name="days"' not in page
+    assert {each.status_code for each in wrong} == {422}
 
 
 # -- who sees what -------------------------------------------------------------------------------------------
