@@ -309,7 +309,9 @@ def _commands_for_waiting(order: Order, created: Created, now: OrderView, writer
     """The commands that the facts ask for which have waited for their order."""
     # Of a parcel that history moved its first move is history's, wherever that scan stands.
     moved = {
-        scan.shipment_id for scan in order.scans if scan.rank >= _IN_TRANSIT and is_history(created, scan)
+        scan.shipment_id
+        for scan in order.scans
+        if scan.rank >= _IN_TRANSIT and not scan.refused and is_history(created, scan)
     }
     by_kind: tuple[Sequence[SimpleFact], ...] = (
         order.cancellations,
