@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
 from streams.bulk import BulkService
+from streams.control import Control, held_by
+from streams.flood import Flood
 from streams.health import HealthWatch
 from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
@@ -44,7 +47,10 @@ class OrdersApp(BatchApp):
         self._all_settings = settings
         self.rows_sink = PostgresSink(settings)
         self.cache_sink = RedisSink(settings)
-        self.health = HealthWatch(self, self.rows_sink, self.cache_sink)
+        self.control = Control(settings, self.hold)
+        self.hold_topic: Callable[[str, int], Coroutine[Any, Any, None]] | None = None
+        """Pauses a topic of which so many records were refused within a minute. Raises nothing."""
+        self.health = HealthWatch(self, self.rows_sink, self.cache_sink, self.control)
 
     async def on_first_start(self) -> None:
         """Open the sinks. Raises what asyncpg raises if Postgres can't be reached; Redis may be away."""
@@ -52,15 +58,23 @@ class OrdersApp(BatchApp):
         await self.cache_sink.start()
         await super().on_first_start()
         self.add_future(metrics.watch_loop())
+        self.add_future(self.control.follow())
         self.add_future(self.health.watch())
         self.add_future(report(self._all_settings, partial(self.health.report, self._all_settings)))
 
     async def check_lanes(self) -> None:
-        """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.
+        """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes, and learn what
+        is paused.
 
         Raises PartitionMismatch, KafkaError.
         """
         await lanes(self._all_settings)
+        await self.control.start()
+
+    def flooded(self, topic: str, count: int) -> None:
+        """Pause a topic of which so many records were refused within a minute, unless it is. Never blocks."""
+        if self.hold_topic is not None and topic not in held_by(self.control.paused)[1]:
+            self.add_future(self.hold_topic(topic, count))
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""
@@ -79,6 +93,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
         app.service(cast(Any, BulkService(settings)))  # typed for a class; an instance works, too
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
+    pipeline.flood = Flood(settings.dead_letter_hold, app.flooded)
     watermark = Watermark(state, app.rows_sink)
 
     async def opened(lane: OpenLane) -> None:

@@ -241,6 +241,21 @@ class PostgresUrl(ServerUrl):
     def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
         return not hosts or all(map(_is_host, hosts.split(",")))
 
+    @classmethod
+    def _check_twice(cls, parts: Mapping[str, str], named: Collection[str]) -> None:
+        # To libpq the last one counts, to asyncpg the first.
+        port = re.search(r":[0-9]+(?:,|$)", parts["hosts"])
+        for name, before, where in (
+            ("user", parts["user"], "before the @"),
+            ("password", parts["password"], "before the @"),
+            ("host", parts["hosts"], "before the path"),
+            ("port", port, "before the path"),
+            ("dbname", parts["path"][1:], "in the path"),
+            ("database", parts["path"][1:], "in the path"),
+        ):
+            if before and name in named:
+                raise ValueError(f"{name} stands {where} and behind the ?; leave one")
+
 
 class Refusal(NamedTuple):
     """What Postgres says when a connection is refused, without what its URL holds: users, passwords, values

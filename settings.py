@@ -6,6 +6,8 @@ The description of a setting gives its unit and the reason for its default.
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -15,25 +17,67 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from credentials import JwksPlace, Name, PostgresUrl, RedisUrl, Secret
 from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
 from domain.shapes import DeadlinePolicy
+from errors import OrdersError
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+_EXTENSION: Final = re.compile(r"(?P<name>[A-Za-z]+)=[!-~]+")
+"""RFC 7628, 3.1. A value with a comma can't be written: none is known that has one."""
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
+LEAST_SECRET: Final = 32
+"""Characters of a secret that signs: nobody guesses it."""
 LEAST_RATE: Final = 0.001
 """Requests a second of a key whose rate is bounded: one in a quarter of an hour."""
 
 
-class Settings(BaseSettings):
-    """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
+class SmallLetters(OrdersError):
+    """A name in the environment is a setting's, but for its letters."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+
+class _Environment(PydanticBaseSettingsSource):
+    """The variables of the environment, which are in capitals: pydantic's own source takes other letters too,
+    and of two that differ in them the one that happens to come later.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(f"ORDERS_{field_name.upper()}"), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Field -> text. Raises SmallLetters: whoever wrote them so expects that they count."""
+        fields = self.settings_cls.model_fields
+        names = {f"ORDERS_{field.upper()}": field for field in fields}
+        for name in sorted(os.environ):
+            if name not in names and name.upper() in names:
+                raise SmallLetters(
+                    f"{name} in the environment isn't in capitals", f"write {name.upper()}, or unset it"
+                )
+        return {names[name]: value for name, value in os.environ.items() if name in names}
+
+
+class Settings(BaseSettings):
+    """All settings. Raises pydantic.ValidationError for a value that cannot be used, SmallLetters for a name.
+    Never blocks.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in the call, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     # -- servers ---------------------------------------------------------------------------------------------
     kafka: str = Field(
@@ -153,6 +197,13 @@ class Settings(BaseSettings):
             "Program with arguments (no shell) that prints a token for OAUTHBEARER, or JSON with an "
             "access_token. It runs for a new connection, unless the token before is one whose end is known "
             "and far enough away. It has 20 s."
+        ),
+    )
+    kafka_oauth_extensions: str = Field(
+        "",
+        description=(
+            "What is sent with the token for OAUTHBEARER, name=value,...; for Confluent Cloud logicalCluster"
+            " and identityPoolId."
         ),
     )
 
@@ -334,6 +385,16 @@ class Settings(BaseSettings):
         le=100,
         description=(
             "How often `orders dlq redrive` sends a record back. If it is refused every time, it is parked."
+        ),
+    )
+    dead_letter_hold: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "Refused records of one topic within a minute, above which a worker pauses that topic (`orders"
+            " pause`), so that a defect upstream doesn't fill orders.dlq. Each worker counts its own lanes."
+            " 0: never, since good records of that topic wait too."
         ),
     )
     drain_timeout: float = Field(
@@ -575,6 +636,63 @@ class Settings(BaseSettings):
             " one admits nobody."
         ),
     )
+
+    # -- the console (docs/how-to/use-the-console.md) --------------------------------------------------------
+    console_secret: Secret = Field(
+        Secret(""),
+        description=(
+            "What `orders console` signs its sessions with: the same for all of its processes. Empty: each"
+            " process makes one, and a restart ends all sessions."
+        ),
+    )
+    console_secret_file: Path | None = Field(
+        None, description="File that holds it, instead of ORDERS_CONSOLE_SECRET: read again for each request."
+    )
+    console_idle: int = Field(
+        3600,
+        ge=60,
+        le=604_800,
+        description="Seconds after which a session of the console ends that nobody uses.",
+    )
+    console_session: int = Field(
+        43_200,
+        ge=60,
+        le=2_592_000,
+        description="Seconds after which a session of the console ends, however much it is used.",
+    )
+    console_proxy_user: str = Field(
+        "",
+        description=(
+            "Header in which a proxy that logs people in names them to the console, such as"
+            " X-Forwarded-Email. Empty: no proxy is believed."
+        ),
+    )
+    console_proxy_groups: str = Field(
+        "X-Forwarded-Groups", description="Header in which it names their groups, separated by commas."
+    )
+    console_proxy_viewers: str = Field("", description="Groups, separated by commas, that are viewers.")
+    console_proxy_support: str = Field("", description="Groups, separated by commas, that are support.")
+    console_proxy_operators: str = Field("", description="Groups, separated by commas, that are operators.")
+    console_proxy_addresses: str = Field(
+        "",
+        description=(
+            "Addresses or networks, separated by commas, from which alone the proxy's headers are believed,"
+            " such as 10.0.0.5,fd00::/64."
+        ),
+    )
+    console_proxy_secret: Secret = Field(
+        Secret(""),
+        description=(
+            "What the proxy shows in the header X-Orders-Proxy-Secret. This, the addresses or both must be"
+            " set for a proxy to be believed."
+        ),
+    )
+    console_proxy_secret_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds it, instead of ORDERS_CONSOLE_PROXY_SECRET: read again for each request."
+        ),
+    )
     read_pool: int = Field(
         8,
         ge=1,
@@ -645,6 +763,25 @@ class Settings(BaseSettings):
         _check_keys(value.get_secret_value())
         return value
 
+    @field_validator("console_secret", "console_proxy_secret")
+    @classmethod
+    def _long(cls, value: Secret) -> Secret:
+        _check_long(value.get_secret_value())
+        return value
+
+    @field_validator("console_proxy_user", "console_proxy_groups")
+    @classmethod
+    def _header(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", value):
+            raise ValueError("must be the name of a header: letters, digits and dashes")
+        return value
+
+    @field_validator("console_proxy_addresses")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        _networks(value)
+        return value
+
     @field_validator("kafka_oauth_token_command")
     @classmethod
     def _token_command(cls, value: Secret) -> Secret:
@@ -652,6 +789,22 @@ class Settings(BaseSettings):
             shlex.split(value.get_secret_value())
         except ValueError as error:
             raise ValueError(f"can't be split into words ({error}); quote it as for a shell") from None
+        return value
+
+    @field_validator("kafka_oauth_extensions")
+    @classmethod
+    def _oauth_extensions(cls, value: str) -> str:
+        names = []
+        for number, each in enumerate(value.split(",") if value else (), 1):
+            extension = _EXTENSION.fullmatch(each.strip())
+            if extension is None or extension["name"] == "auth":
+                raise ValueError(
+                    f"extension {number} is not name=value, with letters alone in the name; write"
+                    " logicalCluster=lkc-...,identityPoolId=pool-..."
+                )
+            names.append(extension["name"])
+        if len(names) != len(set(names)):
+            raise ValueError("names an extension twice")
         return value
 
     @model_validator(mode="before")
@@ -687,6 +840,23 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return self
 
+    @model_validator(mode="after")
+    def _proxy(self) -> Self:
+        """Whoever may send the headers of a proxy is known, and so is who comes in by them."""
+        if not self.console_proxy_user:
+            return self
+        if not self.console_proxy_addresses and not self.console_proxy_secret.get_secret_value():
+            raise ValueError(
+                "ORDERS_CONSOLE_PROXY_USER is set, so ORDERS_CONSOLE_PROXY_ADDRESSES or"
+                " ORDERS_CONSOLE_PROXY_SECRET must be: else anybody could send that header"
+            )
+        if not (self.console_proxy_viewers or self.console_proxy_support or self.console_proxy_operators):
+            raise ValueError(
+                "ORDERS_CONSOLE_PROXY_USER is set, so ORDERS_CONSOLE_PROXY_VIEWERS, _SUPPORT or _OPERATORS"
+                " must name a group"
+            )
+        return self
+
     @field_validator("redis_prefix")
     @classmethod
     def _no_key_of_ours(cls, value: str) -> str:
@@ -716,9 +886,21 @@ class Settings(BaseSettings):
         return [key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip()]
 
     @property
+    def proxy_networks(self) -> list[Network]:
+        """Those of console_proxy_addresses."""
+        return _networks(self.console_proxy_addresses)
+
+    @property
     def brokers(self) -> list[str]:
         """Brokers as a list of host:port."""
         return [broker.strip() for broker in self.kafka.split(",")]
+
+    @property
+    def oauth_extensions(self) -> dict[str, str]:
+        """kafka_oauth_extensions by name."""
+        given = self.kafka_oauth_extensions
+        pairs = [each.strip().partition("=") for each in given.split(",")] if given else []
+        return {name: value for name, _, value in pairs}
 
     @property
     def deadline_policy(self) -> DeadlinePolicy:
@@ -767,11 +949,26 @@ class Settings(BaseSettings):
         return f"{self.group}-state-changelog"
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _networks(text: str) -> list[Network]:
+    try:
+        return [ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error}; write addresses or networks such as 10.0.0.5,fd00::/64") from None
+
+
 def _check_keys(text: str) -> None:
     if any(not _KEY.fullmatch(key.strip()) for key in text.split(",") if key.strip()):
         raise ValueError(
             "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
         )
+
+
+def _check_long(text: str) -> None:
+    if text and len(text) < LEAST_SECRET:
+        raise ValueError(f"has fewer than {LEAST_SECRET} characters; make one with: openssl rand -hex 32")
 
 
 SECRET_FILES: Final[dict[str, tuple[type[Secret], Callable[[str], object] | None]]] = {
@@ -781,6 +978,8 @@ SECRET_FILES: Final[dict[str, tuple[type[Secret], Callable[[str], object] | None
     "postgres_replica": (PostgresUrl, None),
     "redis": (RedisUrl, None),
     "api_keys": (Secret, _check_keys),
+    "console_secret": (Secret, _check_long),
+    "console_proxy_secret": (Secret, _check_long),
 }
 """Secrets that may lie in a file, which ORDERS_<NAME>_FILE names: how each is kept, and what it must be."""
 
@@ -800,6 +999,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
     ]
     if len(token) > 1:
         yield f"{' and '.join(token)} are both set; set one of them"
+    token += ["ORDERS_KAFKA_OAUTH_EXTENSIONS"] * bool(s.kafka_oauth_extensions)
     if not sasl:
         login = [
             name
@@ -821,7 +1021,7 @@ def _security_problems(s: Settings) -> Iterator[str]:
             " SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
         )
     elif s.kafka_sasl_mechanism == "OAUTHBEARER":
-        if not token:
+        if not (s.kafka_oauth_token_file or s.kafka_oauth_token_command):
             yield (
                 "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"
                 " ORDERS_KAFKA_OAUTH_TOKEN_COMMAND"
@@ -890,6 +1090,6 @@ Only the command line replaces it: it looks for a local stack.
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Return the settings of this process, read from the environment once.
-    Raises pydantic.ValidationError.
+    Raises pydantic.ValidationError and SmallLetters.
     """
     return Settings.model_validate(find_servers())

@@ -93,6 +93,10 @@ class Access:
             raise refused("this key isn't accepted")
         return caller
 
+    def known(self, digest: str) -> Caller | None:
+        """Return whose key has this digest (SHA-256 in hex); None: nobody's. Blocks as Watched.current."""
+        return self._of_key(bytes.fromhex(digest))
+
     def admit(self, caller: Caller) -> None:
         """Count a request. Raises HTTPException: 401 if the caller's time is over, 429 if it comes too
         often.

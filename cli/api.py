@@ -33,6 +33,8 @@ def api_command(
     Example: [bold]ORDERS_API_KEYS=$(openssl rand -hex 32) orders api --port 8080[/bold]
     """
     from api.app import create_app
+    from api.events import keeps_body
 
     settings = get_settings()
-    serve(settings, create_app, host, port, cert, key, name="api", takes_bodies=settings.api_write)
+    keeps = keeps_body if settings.api_write else None
+    serve(settings, create_app, host, port, cert, key, name="api", keeps=keeps)

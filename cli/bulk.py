@@ -20,14 +20,16 @@ from uuid import UUID
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Bar, Rows, Wide, output, progress
 from cli.text import printable, say
 from errors import OrdersError
 from operations.servers import require
+from operations.submit.cells import made_id
 from operations.submit.cutover import CutOver
 from operations.submit.files import Bounds, temporary, write
 from operations.submit.jobs import Job, Refusal, prepare, send, status
-from operations.submit.mapping import load, ready_text
+from operations.submit.mapping import load_for, namespace_of, ready_text
 from settings import Settings, get_settings
 from sinks.bulk import OtherJob
 
@@ -96,8 +98,7 @@ MappingName = Annotated[
     typer.Option(
         metavar="NAME|FILE",
         help=(
-            "Orders in CSV with somebody else's columns: a mapping's name (shopify) or its TOML file"
-            " (docs/mapping.md)."
+            "CSV with somebody else's columns: a mapping's name (shopify) or its TOML file (docs/mapping.md)."
         ),
         show_default=False,
     ),
@@ -138,6 +139,7 @@ def submit_command(
     as_new: AsNew = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
     again: Again = False,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
@@ -157,7 +159,7 @@ def submit_command(
     Example: [bold]orders bulk submit orders old-shop.csv --live-from 2026-03-10T12:00:00Z[/bold]
     """
     settings, started = get_settings(), time.monotonic()
-    mapped = None if mapping is None else load(mapping)
+    mapped = None if mapping is None else load_for(kind.value, mapping)
     job = None if job is None else _uuid(job)
     cut_over = _cut_over(settings, kind, live_from, as_new)
     sending = _Sending(settings, again)
@@ -171,7 +173,7 @@ def submit_command(
             stdin=sys.stdin.buffer,
             format=None if format is None else format.value,
             job=job,
-            bounds=_bounds(settings, max_bytes),
+            bounds=bounds_of(settings, max_bytes),
             mapping=mapped,
             cut_over=cut_over,
             refuse=refused.add,
@@ -182,7 +184,9 @@ def submit_command(
         if too_old is not None and not dry_run:
             raise too_old
         if prepared.parts and not dry_run:
-            sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
+            with noted(settings, "bulk submit", why) as operation:
+                sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
+                operation.failure = sending.failure
     failure, seconds = sending.failure, time.monotonic() - started
     outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds, too_old)
     _report(prepared, refused.first, outcome, as_json)
@@ -217,7 +221,8 @@ def _too_old(file: str, count: int, settings: Settings) -> OrdersError:
     )
 
 
-def _bounds(settings: Settings, max_bytes: int | None) -> Bounds:
+def bounds_of(settings: Settings, max_bytes: int | None) -> Bounds:
+    """What a file may come to, by the settings and --max-bytes."""
     return Bounds(
         max_bytes or settings.bulk_file_bytes,
         None if max_bytes else settings.bulk_file_ratio,
@@ -431,6 +436,19 @@ def mapping_command(
     Example: [bold]orders bulk mapping shopify > my-shop.toml[/bold]
     """
     print(ready_text(name), end="")
+
+
+@app.command("id")
+def id_command(
+    mapping: Annotated[str, typer.Argument(help="The mapping's name or file.")],
+    kind: Annotated[str, typer.Argument(help="The kind of thing, as uuid5 says it in the mapping: order.")],
+    values: Annotated[list[str], typer.Argument(help="The text of its columns: its number there.")],
+) -> None:
+    """Print the id that a mapping makes of something's number in a file.
+
+    Example: [bold]orders show $(orders bulk id shop.toml order A-1)[/bold]
+    """
+    print(made_id(namespace_of(mapping), kind, values))
 
 
 @app.command("status")

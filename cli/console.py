@@ -24,13 +24,18 @@ def console_command(
 ) -> None:
     """Serve a web page that shows how everything does and where an order is, until SIGTERM or Ctrl-C.
 
-    It only reads, and keeps nothing: several may run, and the servers may be away when it starts.
+    It keeps nothing: several may run, and the servers may be away when it starts. What it does is noted in
+    orders operations; events are sent with ORDERS_API_WRITE=true.
 
-    Who may look: the keys of orders api, as the password of any name. A key with the scope view sees all but
-    personal fields, one with all sees them too. Without keys it is for this machine only.
+    Who may look: the keys of orders api, shown once at the login, or whoever a proxy has logged in
+    (ORDERS_CONSOLE_PROXY_USER). A key with the scope view sees all but personal fields, one with all sees
+    them too. Without keys and proxy it is for this machine only.
 
     Example: [bold]orders console --port 8090[/bold]
     """
     from console.app import create_app
+    from console.forms import keeps_body
 
-    serve(get_settings(), create_app, host, port, cert, key, name="console")
+    settings = get_settings()
+    by_proxy = bool(settings.console_proxy_user)
+    serve(settings, create_app, host, port, cert, key, name="console", keeps=keeps_body, guarded=by_proxy)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Rows, Wide, confirmed, interactive, output
 from cli.text import printable
 from errors import OrdersError
@@ -127,6 +128,7 @@ def link_command(
         bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")
     ] = False,
     timeout: LockTimeout = 60.0,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Add foreign keys to the column id of other services' tables in this database. Running it again is
@@ -145,8 +147,10 @@ def link_command(
             "nothing to link",
             "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help",
         )
+    settings = get_settings()
     try:
-        done = asyncio.run(references.link(get_settings(), targets, enforced, timeout, _say))
+        with noted(settings, "db link", why):
+            done = asyncio.run(references.link(settings, targets, enforced, timeout, _say))
     except references.BrokenReferences as error:
         if as_json:
             print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
@@ -177,6 +181,7 @@ def unlink_command(
         ),
     ] = None,
     timeout: LockTimeout = 60.0,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Remove foreign keys to other services' tables: the kinds that are named, else all.
@@ -190,9 +195,11 @@ def unlink_command(
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
             print("nothing unlinked")
             raise typer.Exit(1)
-    gone = asyncio.run(
-        references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say)
-    )
+    settings = get_settings()
+    with noted(settings, "db unlink", why):
+        gone = asyncio.run(
+            references.unlink(settings, [kind.value for kind in kinds or LinkKind], timeout, _say)
+        )
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
@@ -293,6 +300,7 @@ def add_command(
         typer.Argument(metavar="REGION", help="Regions, written as in the orders.", show_default=False),
     ],
     timeout: LockTimeout = 60.0,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Give regions partitions of their own, and move their rows there, while workers write.
@@ -302,7 +310,9 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
-    added = asyncio.run(regions.add(get_settings(), names, timeout, _say))
+    settings = get_settings()
+    with noted(settings, "db regions add", why):
+        added = asyncio.run(regions.add(settings, names, timeout, _say))
     if as_json:
         print(json.dumps({"regions": [asdict(each) for each in added]}))
         return

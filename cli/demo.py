@@ -8,12 +8,13 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,9 @@ from errors import OrdersError
 from settings import Settings
 
 WORKER_FILE = "demo-worker"
+CONSOLE_FILE = "demo-console"
+CONSOLE_PORT = 8090
+"""Where it is free; else another one."""
 READY_SECONDS = 60.0
 DRAIN_SECONDS = 300.0
 CHECKOUTS = 300
@@ -90,7 +94,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
 
     with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
         stack = Stack.start(folder, progress=status.update)
-    worker: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = []
     done = False
     try:
         settings = Settings.model_validate(
@@ -103,7 +107,11 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
             )
         _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 8 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
+        processes.append(worker)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
+        console_process, address = _console(folder, stack.env)
+        processes.append(console_process)
+        _step("console", f"{address} shows it in a browser{'' if keep else ', while this runs'}")
         simulated = asyncio.run(_simulate(settings, worker))
         asyncio.run(_stream(settings, orders, worker))
         asyncio.run(_summary(settings, simulated))
@@ -111,20 +119,21 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         done = True
     finally:
         if not (keep and done):
-            if worker is not None:
-                _terminate(psutil.Process(worker.pid) if worker.poll() is None else None)
-                worker.wait()
+            for process in reversed(processes):
+                _terminate(psutil.Process(process.pid) if process.poll() is None else None)
+                process.wait()
             with console.status("stopping the servers"):
                 stack.purge() if not keep else stack.stop()
     if keep:
+        console.print(f"\nLook at it in a browser: {address}")
         if folder == Path(".stack"):
             console.print(
-                "\nIt all still runs, and in this folder orders uses it: orders generate, show, audit ..."
+                "It all still runs, and in this folder orders uses it: orders generate, show, audit ..."
                 " Stop it with: make down"
             )
         else:
             console.print(
-                '\nIt all still runs. For this shell: eval "$(orders stack env --dir'
+                'It all still runs. For this shell: eval "$(orders stack env --dir'
                 f' {shlex.quote(str(folder))})"'
             )
             console.print(f"Stop it with: orders demo --stop --dir {shlex.quote(str(folder))}")
@@ -145,29 +154,70 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a worker in the background (one that --keep left is ended first) and wait
     until it takes in records.
     """
+    _terminate(_left(folder, WORKER_FILE))
+    words = ("worker", "--name", "demo")
+
+    def ready(log: str) -> bool:
+        return "worker ready" in log
+
+    return _started(folder, "worker", words, {**DEADLINES, **env}, WORKER_FILE, ready)
+
+
+def _console(folder: Path, env: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a console in the background (one that --keep left is ended first) and return its address, where
+    it answers.
+    """
+    from stack import ports
+
+    _terminate(_left(folder, CONSOLE_FILE))
+    port = CONSOLE_PORT if ports.is_free(CONSOLE_PORT) else ports.choose(set())
+    words = ("console", "--port", str(port))
+    # Orders of a demo may be cancelled there.
+    env = {"ORDERS_API_WRITE": "true", **env}
+
+    def ready(_: str) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    process = _started(folder, "console", words, env, CONSOLE_FILE, ready)
+    return process, f"http://127.0.0.1:{port}"
+
+
+def _started(
+    folder: Path,
+    name: str,
+    words: Sequence[str],
+    env: dict[str, str],
+    file: str,
+    ready: Callable[[str], bool],
+) -> subprocess.Popen[bytes]:
+    """Start `orders` with these words, and wait until `ready` says so of its log. `file` is to name it."""
     from stack.processes import spawn
 
-    _terminate(_left_worker(folder))
-    log = folder / "worker.log"
-    worker = spawn([*_ORDERS, "worker", "--name", "demo"], log=log, cwd=Path.cwd(), env={**DEADLINES, **env})
-    (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
+    log = folder / f"{name}.log"
+    process = spawn([*_ORDERS, *words], log=log, cwd=Path.cwd(), env=env)
+    (folder / file).write_text(f"{process.pid} {psutil.Process(process.pid).create_time()}")
     deadline = time.monotonic() + READY_SECONDS
-    with console.status("starting a worker"):
-        while "worker ready" not in log.read_text(errors="replace"):
-            if worker.poll() is not None or time.monotonic() > deadline:
+    with console.status(f"starting a {name}"):
+        while not ready(log.read_text(errors="replace")):
+            if process.poll() is not None or time.monotonic() > deadline:
+                _terminate(psutil.Process(process.pid) if process.poll() is None else None)
                 raise OrdersError(
-                    "the worker did not start",
+                    f"the {name} did not start",
                     "see the last lines of its log",
                     log=log.read_text(errors="replace")[-2000:],
                 )
             time.sleep(0.1)
-    return worker
+    return process
 
 
-def _left_worker(folder: Path) -> psutil.Process | None:
-    """The worker that an earlier --keep left, if it still runs; never another process that got its pid."""
+def _left(folder: Path, file: str) -> psutil.Process | None:
+    """The process that an earlier --keep left, if it still runs; never another one that got its pid."""
     try:
-        pid, born = (folder / WORKER_FILE).read_text().split()
+        pid, born = (folder / file).read_text().split()
         process = psutil.Process(int(pid))
     except (OSError, ValueError, psutil.NoSuchProcess):
         return None
@@ -188,8 +238,8 @@ def _terminate(process: psutil.Process | None) -> None:
 def _stop(folder: Path) -> None:
     from stack import Stack
 
-    worker = _left_worker(folder)
-    _terminate(worker)
+    for file in (CONSOLE_FILE, WORKER_FILE):
+        _terminate(_left(folder, file))
     Stack.open(folder).stop()
     console.print("stopped; the data stays in " + str(folder))
 

@@ -6,23 +6,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import getpass
 import json
-import socket
+from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any, Final, get_args
 
 import typer
 from aiokafka.errors import KafkaError
 
+from cli.noting import Why, noted
+from cli.operations import moment
 from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
 from cli.text import printable, say, second
 from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
 from errors import OrdersError
-from operations.dead_letters import DeadLetter, Redriven, State, find, newest_of, state_of
+from operations.dead_letters import DeadLetter, Filter, Found, Redriven, State, find, newest_of, state_of
+from operations.journal import somebody
 from operations.redrive import RedriveResult, Selection, redrive
+from operations.resolve import reopen, resolve
 from settings import Settings, get_settings
 
 app = typer.Typer(
@@ -38,6 +43,8 @@ app = typer.Typer(
 SHOWN_CHARACTERS: Final = 4000
 STATES: Final[tuple[State, ...]] = get_args(State)
 SHOWN_IDS: Final = 20
+MOST_EDITED: Final = 256 << 10
+"""Bytes of a value that is sent in place of a letter's: the note of the redrive holds both."""
 
 
 @app.callback()
@@ -45,45 +52,99 @@ def _dlq() -> None:
     """Dead letters: what was refused and why, and its way back."""
 
 
+Code = Annotated[
+    str | None, typer.Option("--reason", "--code", help="Only this reason code.", show_default=False)
+]
+CodeOnly = Annotated[str | None, typer.Option("--code", help="Only this reason code.", show_default=False)]
+Topic = Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)]
+_SPAN_HELP: Final = "RFC 3339, or a span before now such as 7d, 12h, 30m."
+Since = Annotated[
+    str | None, typer.Option(help=f"Only refused then or later: {_SPAN_HELP}", show_default=False)
+]
+Until = Annotated[
+    str | None, typer.Option(help=f"Only refused before then: {_SPAN_HELP}", show_default=False)
+]
+Source = Annotated[str | None, typer.Option(help="Only from this ce_source.", show_default=False)]
+Seller = Annotated[
+    str | None, typer.Option(help="Only events that name this seller's id.", show_default=False)
+]
+Order = Annotated[str | None, typer.Option(help="Only of this order's id.", show_default=False)]
+Holding = Annotated[
+    str | None,
+    typer.Option("--text", help="Only with this text in detail, key, value or a header.", show_default=False),
+]
+
+
+class ByName(StrEnum):
+    """What letters are grouped by."""
+
+    reason = "reason"
+    source = "source"
+    topic = "topic"
+    hour = "hour"
+    seller = "seller"
+
+
 @app.command("list")
 def list_command(
-    reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
-    topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
+    code: Code = None,
+    topic: Topic = None,
     state: Annotated[
-        str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)
+        str | None,
+        typer.Option(help="Only new, redriven, parked, final or resolved ones.", show_default=False),
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    source: Source = None,
+    seller: Seller = None,
+    order: Order = None,
+    text: Holding = None,
+    by: Annotated[ByName, typer.Option(help="What the summary counts by.")] = ByName.reason,
     limit: Annotated[
         int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")
     ] = 50,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """List the dead letters, the newest last, with what became of each, and a summary by reason.
+    """List the dead letters, the newest last, with what became of each, and a summary.
 
     new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven
-    ORDERS_REDRIVE_LIMIT times and refused each time. final: no fix can help it.
+    ORDERS_REDRIVE_LIMIT times and refused each time. final: no fix can help it. resolved: somebody said that
+    it needs nothing more.
 
-    Example: [bold]orders dlq list --reason total_mismatch --limit 10[/bold]
+    Example: [bold]orders dlq list --reason total_mismatch --since 2h --by source --limit 10[/bold]
     """
-    _check_reasons([] if reason is None else [reason])
-    _check_topics([] if topic is None else [topic])
     if state is not None and state not in STATES:
         raise OrdersError(f"no state {state!r}", f"one of {', '.join(STATES)}")
+    wanted = _filter(code, topic, since, until, source, seller, order, text)._replace(state=state)
     settings = get_settings()
-    newest, reasons, states = asyncio.run(newest_of(settings, reason, topic, state, limit))
+    newest, groups, states = asyncio.run(newest_of(settings, wanted, limit, by.value))
     if as_json:
         rows = [_summary(settings, letter, note) for letter, note in newest]
         counts = {
-            "total": reasons.total(),
-            "by_reason": dict(reasons.most_common()),
+            "total": states.total(),
+            f"by_{by.value}": dict(groups.most_common()),
             "by_state": {name: states[name] for name in STATES},
         }
         print(json.dumps({**counts, "dead_letters": rows}))
         return
-    console = output()
-    if not reasons:
-        console.print("no dead letters")
+    if not states:
+        output().print("no dead letters")
         return
+    _print_list(settings, newest, groups, states, by, wide=wide)
+
+
+def _print_list(
+    settings: Settings,
+    newest: Sequence[Found],
+    groups: Counter[str],
+    states: Counter[str],
+    by: ByName,
+    *,
+    wide: bool,
+) -> None:
+    """For a person."""
+    console = output()
     table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"}, wide=wide)
     for letter, note in newest:
         table.add(
@@ -97,16 +158,92 @@ def list_command(
     console.print(table)
     console.print()
     summary = Rows(
-        "letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide
+        "letters", by.value, "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide
     )
-    for code, count in reasons.most_common():
-        summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
+    for name, count in groups.most_common():
+        meaning = REASONS.get(name, "an unknown reason") if by is ByName.reason else ""
+        summary.add(f"{count:,}", name or "unknown", meaning)
     console.print(summary)
     by_state = ", ".join(f"{states[name]:,} {name}" for name in STATES)
     console.print(
-        f"{reasons.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}",
+        f"{states.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}",
         style="bold",
     )
+
+
+def _filter(
+    code: str | None,
+    topic: str | None,
+    since: str | None,
+    until: str | None,
+    source: str | None,
+    seller: str | None,
+    order: str | None,
+    text: str | None,
+) -> Filter:
+    """Raises OrdersError for what there is not."""
+    _check_reasons([] if code is None else [code])
+    _check_topics([] if topic is None else [topic])
+    return Filter(
+        reason=code,
+        topic=topic,
+        since=None if since is None else moment(since, "--since"),
+        until=None if until is None else moment(until, "--until"),
+        source=source,
+        seller=seller,
+        order=order,
+        text=text,
+    )
+
+
+@app.command("resolve")
+def resolve_command(
+    why: Annotated[
+        str, typer.Option("--reason", "--why", help="Why they need nothing more.", show_default=False)
+    ],
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PARTITION:OFFSET", help="Letters in orders.dlq.", show_default=False),
+    ] = None,
+    code: CodeOnly = None,
+    topic: Topic = None,
+    since: Since = None,
+    until: Until = None,
+    source: Source = None,
+    seller: Seller = None,
+    order: Order = None,
+    text: Holding = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back: they are new again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Note that dead letters need nothing more, and why: no redrive takes them any longer.
+
+    Choose them by their ids, or by what orders dlq list --code, --topic, --since ... lists. Their bytes stay
+    for as long as the topic keeps them.
+
+    Example: [bold]orders dlq resolve --code total_mismatch --source /shop/12 --reason "sent anew"[/bold]
+    """
+    wanted = _filter(code, topic, since, until, source, seller, order, text)
+    if not ids and (undo or wanted == Filter()):
+        raise OrdersError(
+            "nothing says which dead letters", "give their PARTITION:OFFSET, or --code, --topic ..."
+        )
+    chosen = _ids(",".join(ids)) if ids else None
+    settings = get_settings()
+    if undo:
+        with noted(settings, "dlq resolve", why):
+            count = asyncio.run(reopen(settings, chosen or frozenset()))
+        print(json.dumps({"reopened": count}) if as_json else f"{count:,} are no longer resolved")
+        return
+    with noted(settings, "dlq resolve", why):
+        result = asyncio.run(resolve(settings, chosen, wanted, by=somebody(), why=why))
+    if as_json:
+        print(json.dumps({"resolved": result.resolved, "stay": dict(result.states)}))
+        return
+    say(f"{result.resolved:,} resolved")
+    stay = ", ".join(f"{count:,} {state}" for state, count in result.states.items())
+    if stay:
+        say(f"the others: {stay}")
 
 
 @app.command("show")
@@ -162,6 +299,10 @@ def show_command(
     line("redrive", _became(settings, letter, note))
     if note is not None:
         line("redriven as", f"{note.to} by {note.by}")
+        if note.after is not None:
+            line("edited", f"sent as: {_decoded(base64.b64decode(note.after))[:SHOWN_CHARACTERS]}")
+    if letter.resolved is not None:
+        line("resolved", f"{second(letter.resolved.at)} by {letter.resolved.by}: {letter.resolved.why}")
     line("key", "none" if letter.key is None else _decoded(letter.key))
     for name, value in letter.headers:
         line("header", f"{name}: {'none' if value is None else _decoded(value)}")
@@ -181,7 +322,10 @@ def show_command(
 @app.command("redrive")
 def redrive_command(
     reason: Annotated[
-        list[str] | None, typer.Option(help="Only this reason code; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--reason", "--code", help="Only this reason code; may be repeated.", show_default=False
+        ),
     ] = None,
     topic: Annotated[
         list[str] | None,
@@ -197,6 +341,13 @@ def redrive_command(
     most: Annotated[
         int | None, typer.Option("--max", min=1, help="Send at most so many letters.", show_default=False)
     ] = None,
+    edit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Send this file's bytes as the one letter's value.", show_default=False
+        ),
+    ] = None,
+    why: Why = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
@@ -217,9 +368,12 @@ def redrive_command(
     )
     if everything and (reason or topic or ids):
         raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
+    edited = None if edit is None else _edited(edit, selection)
     if not (everything or reason or topic or ids or most or dry_run):
         _ask(selection, may_ask=not as_json)
-    outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
+    settings = get_settings()
+    with noted(settings, "dlq redrive", why, unless=dry_run):
+        outcome = _redrive(settings, selection, dry_run=dry_run, quiet=as_json, edit=edited)
     if as_json:
         print(json.dumps(_redrive_document(outcome, dry_run)))
     else:
@@ -283,14 +437,31 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
         raise typer.Exit(1)
 
 
-def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> RedriveResult:
+def _edited(file: Path, selection: Selection) -> bytes:
+    """What is in a file, for one letter. Raises OrdersError."""
+    if selection.ids is None or len(selection.ids) != 1:
+        raise OrdersError("--edit gives one letter another value", "name that one by --ids PARTITION:OFFSET")
+    try:
+        value = file.read_bytes()
+    except OSError as error:
+        raise OrdersError(f"--edit {file}: {error.strerror}", "check the path") from None
+    if not 0 < len(value) <= MOST_EDITED:
+        raise OrdersError(
+            f"--edit {file}: {len(value):,} bytes", f"1 to {MOST_EDITED:,} fit; have the sender send it anew"
+        )
+    return value
+
+
+def _redrive(
+    settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool, edit: bytes | None = None
+) -> RedriveResult:
     """With progress on stderr where a person looks."""
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = somebody()
     with progress("dead letters", quiet=quiet) as bar:
 
         async def run() -> RedriveResult:
             asyncio.get_running_loop().set_exception_handler(_told_once)
-            return await redrive(settings, selection, by=by, dry_run=dry_run, progress=bar.show)
+            return await redrive(settings, selection, by=by, dry_run=dry_run, edit=edit, progress=bar.show)
 
         return asyncio.run(run())
 
@@ -379,12 +550,16 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
         "state": state_of(settings, letter, note),
         "redrives_before": letter.redrives,
         "redriven": None if note is None else _redriven(note),
+        "resolved": None
+        if letter.resolved is None
+        else {"at": letter.resolved.at, "by": letter.resolved.by, "why": letter.resolved.why},
     }
 
 
 def _redriven(note: Redriven) -> dict[str, Any]:
     to = {"topic": note.to.topic, "partition": note.to.partition, "offset": note.to.offset}
-    return {"at": note.at, "by": note.by, "count": note.count, "to": to}
+    edited = {} if note.after is None else {"before": note.before, "after": note.after}
+    return {"at": note.at, "by": note.by, "count": note.count, "to": to, **edited}
 
 
 def _base64(value: bytes | None) -> str | None:

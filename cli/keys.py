@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Rows, Wide, messages, output
 from cli.text import say, second
 from errors import OrdersError
@@ -48,6 +49,7 @@ def add_command(
         float | None,
         typer.Option(min=0.001, max=1e6, help="Most requests a second. Default: ORDERS_API_RATE."),
     ] = None,
+    why: Reason = None,
 ) -> None:
     """Make a key and print it. Nothing can print it again: the file holds its digest.
 
@@ -70,7 +72,7 @@ def add_command(
             )
         scopes.append(known)
     line, key = made(name, list(dict.fromkeys(scopes)), expires=_end(expires), rate=rate)
-    with changing(_file()) as keys:
+    with noted(get_settings(), "keys add", why), changing(_file()) as keys:
         if any(each.name == name for each in keys):
             raise KeyUnknown(
                 f"there is a key {name} already", "take another name, or run orders keys revoke first"
@@ -121,14 +123,14 @@ def list_command(
 
 
 @app.command("revoke")
-def revoke_command(name: Name) -> None:
+def revoke_command(name: Name, why: Reason = None) -> None:
     """Take a key out of the file. Services that run refuse it from their next request on.
 
     Example: [bold]orders keys revoke shop[/bold]
     """
     from api.keys import KeyUnknown, changing
 
-    with changing(_file()) as keys:
+    with noted(get_settings(), "keys revoke", why), changing(_file()) as keys:
         left = [key for key in keys if key.name != name]
         if len(left) == len(keys):
             raise KeyUnknown(f"there is no key {name}", "see orders keys list")

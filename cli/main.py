@@ -25,7 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 import settings
-from cli import local, streams
+from cli import local, noting, streams
 from cli.terminal import sane_dimensions
 from cli.text import one_line, printable
 from errors import OrdersError
@@ -100,6 +100,13 @@ SUBCOMMANDS: Final = (
         "Send files of orders, shipping updates, returns or payments as background jobs.",
     ),
     Subcommand(
+        "Send",
+        "import",
+        "cli.importing",
+        "import_command",
+        "Take over the orders of another system from its files.",
+    ),
+    Subcommand(
         "Look", "status", "cli.status", "status_command", "Show how lanes, workers, servers and jobs do."
     ),
     Subcommand(
@@ -121,6 +128,13 @@ SUBCOMMANDS: Final = (
         "cli.personal",
         "personal_command",
         "List all that is held about one user, for a data subject access request.",
+    ),
+    Subcommand(
+        "Look",
+        "operations",
+        "cli.operations",
+        "operations_command",
+        "List who did what with the commands that write, when and why.",
     ),
     Subcommand(
         "Look",
@@ -158,6 +172,14 @@ SUBCOMMANDS: Final = (
         "Show what changed rules or settings would change, by replaying the log.",
     ),
     Subcommand(
+        "Check and repair",
+        "pause",
+        "cli.pause",
+        "pause_command",
+        "Hold back a lane, a topic or a type of event; it stays so over restarts.",
+    ),
+    Subcommand("Check and repair", "resume", "cli.pause", "resume_command", "Let what was paused go on."),
+    Subcommand(
         "Check and repair", "dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."
     ),
     Subcommand(
@@ -190,6 +212,7 @@ SECRETS: Final = frozenset(
     {
         "API_JWT_JWKS",
         "KAFKA",
+        "KAFKA_OAUTH_EXTENSIONS",
         "KAFKA_OAUTH_TOKEN_COMMAND",
         "KAFKA_SASL_USERNAME",
         *map(str.upper, settings.SECRET_FILES),
@@ -337,6 +360,7 @@ def run(args: list[str]) -> int:
     Only a defect of ours leaves as an exception.
     """
     streams.escape_unencodable()
+    noting.LINE.set(tuple(args))
     try:
         with sane_dimensions():
             result = typer.main.get_command(app)(args=args, prog_name="orders", standalone_mode=False)

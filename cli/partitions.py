@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import progress
 from cli.text import say
 from operations import repartition
@@ -32,6 +33,7 @@ def partitions_command(
             help="Also move what Redis lacks; it must be there. --no-cache leaves it out.",
         ),
     ] = True,
+    why: Reason = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Show how many partitions the topics have and had before; with --to, give them more.
@@ -53,7 +55,7 @@ def partitions_command(
             before = f", before {_listed(lanes.former)}" if lanes.former else ""
             say(f"{_listed(counts)} partitions, {lanes.number} lanes{before}")
         return
-    with progress("partitions", quiet=as_json) as bar:
+    with noted(settings, "partitions", why), progress("partitions", quiet=as_json) as bar:
         moved = asyncio.run(repartition.change(settings, to, cache=cache, progress=bar.work))
     if as_json:
         print(json.dumps({"partitions": to, "moved": moved}))

@@ -10,11 +10,17 @@ from typing import Annotated
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Rows, output, progress
+from contracts import times
 from contracts.cloudevents import SourceEvent
+from contracts.errors import Refused
+from errors import OrdersError
 from operations.servers import require
 from settings import Settings, get_settings
 from workload import generator, olist, producer
+from workload.export import Exported
+from workload.export import export as write_files
 
 replay_app = typer.Typer(
     help=(
@@ -48,15 +54,63 @@ def replay_olist(
             metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset."
         ),
     ],
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only what happened from then on.", show_default=False)
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only what happened before.", show_default=False)
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Send nothing, and write it there as files that orders import takes over.",
+            show_default=False,
+        ),
+    ] = None,
     rate: Rate = None,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Send the orders of Olist's public dataset, in the order of their times. Sent again they change nothing.
 
     Example: [bold]orders replay olist ./olist --rate 2000[/bold]
+
+    Example: [bold]orders replay olist ./olist --until 2018-07-01T00:00:00Z --export ./old-shop[/bold]
     """
-    events = olist.Events(folder)
-    _report(_send(get_settings(), events, len(events), rate), as_json)
+    events = olist.Events(folder, since=_moment(since, "--since"), until=_moment(until, "--until"))
+    if export is not None:
+        _report_export(write_files(events, export), export, as_json)
+        return
+    settings = get_settings()
+    with noted(settings, "replay olist", why):
+        sent = _send(settings, events, len(events), rate)
+    _report(sent, as_json)
+
+
+def _moment(text: str | None, option: str) -> int | None:
+    """Return a time of the command line, microseconds. Raises OrdersError."""
+    try:
+        return None if text is None else times.parse(text, option)
+    except Refused:
+        raise OrdersError(
+            f"{option}: {text!r} is not an RFC 3339 time with its offset",
+            "give one such as 2018-07-01T00:00:00Z",
+        ) from None
+
+
+def _report_export(exported: Exported, folder: Path, as_json: bool) -> None:
+    if as_json:
+        document = {"folder": str(folder), "lines": exported.lines, "without_items": exported.without_items}
+        print(json.dumps(document))
+        return
+    table = Rows("file", "lines", right={"lines"}, header=False)
+    for name, count in sorted(exported.lines.items()):
+        table.add(str(folder / name), f"{count:,}")
+    console = output()
+    console.print(table)
+    if exported.without_items:
+        console.print(f"left out: {exported.without_items:,} orders without items")
 
 
 def generate_command(
@@ -75,6 +129,7 @@ def generate_command(
             min=0, max=1, help="How many broken records are added for each event; all must be refused."
         ),
     ] = generator.Shares().poison,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Send synthetic orders: several sellers, partial shipments, cancellations, returns,
@@ -83,7 +138,10 @@ def generate_command(
     Example: [bold]orders generate --orders 5000 --poison 0.01[/bold]
     """
     events = generator.events(orders, seed, generator.Shares(duplicates, shuffle, poison))
-    _report(_send(get_settings(), events, None, rate), as_json)
+    settings = get_settings()
+    with noted(settings, "generate", why):
+        sent = _send(settings, events, None, rate)
+    _report(sent, as_json)
 
 
 def _send(

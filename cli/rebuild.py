@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from cli.noting import Reason, noted
 from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
 from cli.text import printable, say
 from operations import notices, rebuild
@@ -45,7 +46,7 @@ def _rebuild() -> None:
 
 
 @app.command("start")
-def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
+def start_command(schema: Schema = DEFAULT, why: Reason = None, as_json: Json = False) -> None:
     """Replay the log into a shadow schema, up to what the group has committed.
 
     Workers may run; nothing live is written.
@@ -55,8 +56,9 @@ def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
 
     Example: [bold]orders rebuild start && orders rebuild diff[/bold]
     """
-    with progress(quiet=as_json, rate=True) as bar:
-        records, seconds = asyncio.run(rebuild.start(get_settings(), schema, bar.show, bar.step, bar.say))
+    settings = get_settings()
+    with noted(settings, "rebuild start", why), progress(quiet=as_json, rate=True) as bar:
+        records, seconds = asyncio.run(rebuild.start(settings, schema, bar.show, bar.step, bar.say))
     if as_json:
         print(json.dumps({"schema": schema, "records": records, "seconds": round(seconds, 3)}))
     else:
@@ -96,6 +98,7 @@ def switch_command(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")
     ] = 60.0,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Replace the live rows, states and cache entries with the shadow's.
@@ -106,8 +109,9 @@ def switch_command(
 
     Example: [bold]orders rebuild switch && orders audit[/bold]
     """
-    with progress(quiet=as_json, rate=True) as bar:
-        done = asyncio.run(rebuild.switch(get_settings(), schema, cache, timeout, bar.show, bar.step))
+    settings = get_settings()
+    with noted(settings, "rebuild switch", why), progress(quiet=as_json, rate=True) as bar:
+        done = asyncio.run(rebuild.switch(settings, schema, cache, timeout, bar.show, bar.step))
     if as_json:
         print(json.dumps({**asdict(done), "gone": done.deleted}))
         return
@@ -150,6 +154,7 @@ def drop_command(
         list[str] | None,
         typer.Argument(metavar="SCHEMA", help="Schemas to delete. Default: all.", show_default=False),
     ] = None,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """Delete schemas of rebuilds: the shadow, and what was live before each switch. The live tables stay.
@@ -163,7 +168,9 @@ def drop_command(
         if names and not confirmed(f"{', '.join(map(printable, names))}: drop all of them?"):
             print("nothing dropped")
             raise typer.Exit(1)
-    dropped = asyncio.run(rebuild.drop_all(get_settings(), schemas or []))
+    settings = get_settings()
+    with noted(settings, "rebuild drop", why):
+        dropped = asyncio.run(rebuild.drop_all(settings, schemas or []))
     if as_json:
         print(json.dumps({"dropped": dropped}))
     else:
@@ -177,6 +184,7 @@ def notices_command(
         typer.Option("--send/--dry-run", help="--send publishes what is missing, --dry-run only lists it."),
     ] = False,
     examples: Examples = 10,
+    why: Reason = None,
     as_json: Json = False,
 ) -> None:
     """List the last notices that readers of suborder.updated and order.status_changed should have got and
@@ -189,8 +197,9 @@ def notices_command(
 
     Example: [bold]orders rebuild notices --dry-run; orders rebuild notices --send[/bold]
     """
-    with progress(quiet=as_json) as bar:
-        work = notices.notices(get_settings(), send=send, examples=examples, progress=bar.show, say=bar.step)
+    settings = get_settings()
+    with noted(settings, "rebuild notices", why, unless=not send), progress(quiet=as_json) as bar:
+        work = notices.notices(settings, send=send, examples=examples, progress=bar.show, say=bar.step)
         result = asyncio.run(work)
     if as_json:
         print(json.dumps({"dry_run": not send, **result.document()}))

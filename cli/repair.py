@@ -6,13 +6,14 @@ import asyncio
 import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
 from rich.text import Text
 
 from cli.audit import show_findings
+from cli.noting import Reason, noted
 from cli.terminal import output, progress
 from cli.text import printable, say
 from errors import OrdersError
@@ -56,6 +57,7 @@ def repair_command(
             help="How many remaining findings are kept; all are counted.",
         ),
     ] = 50,
+    why: Reason = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Repair orders whose state, rows or cache entries the audit finds broken, by folding their log again.
@@ -76,18 +78,12 @@ def repair_command(
     """
     order_ids = None if ids is None else _parse(ids)
     if rows:
-        _repair_rows(order_ids, dry_run=dry_run, as_json=json)
+        _repair_rows(order_ids, why, dry_run=dry_run, as_json=json)
         return
-    with progress("audit", quiet=json) as bar:
-        work = repair(
-            get_settings(),
-            order_ids,
-            dry_run=dry_run,
-            cache=cache,
-            max_findings=max_findings,
-            progress=bar.work,
-        )
-        outcome = asyncio.run(work)
+    settings = get_settings()
+    with noted(settings, "repair", why, unless=dry_run), progress("audit", quiet=json) as bar:
+        options: dict[str, Any] = {"dry_run": dry_run, "cache": cache, "max_findings": max_findings}
+        outcome = asyncio.run(repair(settings, order_ids, progress=bar.work, **options))
     if json:
         print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
     else:
@@ -96,9 +92,10 @@ def repair_command(
         raise typer.Exit(1)
 
 
-def _repair_rows(ids: frozenset[str] | None, *, dry_run: bool, as_json: bool) -> None:
-    with progress("rows", quiet=as_json) as bar:
-        result = asyncio.run(repair_rows(get_settings(), ids, dry_run=dry_run, progress=bar.work))
+def _repair_rows(ids: frozenset[str] | None, why: str | None, *, dry_run: bool, as_json: bool) -> None:
+    settings = get_settings()
+    with noted(settings, "repair", why, unless=dry_run), progress("rows", quiet=as_json) as bar:
+        result = asyncio.run(repair_rows(settings, ids, dry_run=dry_run, progress=bar.work))
     if as_json:
         print(jsonlib.dumps(asdict(result), indent=2, sort_keys=True))
     else:

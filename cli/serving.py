@@ -18,9 +18,12 @@ import typer
 from errors import OrdersError
 from settings import Settings
 from sinks.connection import check
+from wire.access import Access
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from api.access import Access as Admission
 
 
 def serve(
@@ -32,15 +35,18 @@ def serve(
     key: Path | None,
     *,
     name: str,
-    takes_bodies: bool = False,
+    keeps: Callable[[Admission, bytes, bytes, str | None], int] | None = None,
+    guarded: bool = False,
 ) -> None:
-    """Serve an application until SIGTERM or Ctrl-C. `name`: in its log lines. `takes_bodies`: of those that
-    may write. The application's state has its `access`.
+    """Serve an application until SIGTERM or Ctrl-C. `name`: in its log lines. `keeps`: the bytes that a body
+    may have which it reads, as api.events.keeps_body; None: it reads none. `guarded`: it asks for something
+    else than keys, too. The application's state has its `access`.
 
-    Raises OrdersError for an address other than loopback without keys, and for what can't be served.
+    Raises OrdersError for an address other than loopback without keys, for files of Kafka's certificates that
+    can't be used, and for what can't be served.
     """
-    guarded = settings.bearer_keys or settings.api_key_store or settings.api_jwt_issuer
-    if not guarded and not _loopback(host):
+    keys = settings.bearer_keys or settings.api_key_store or settings.api_jwt_issuer
+    if not keys and not guarded and not _loopback(host):
         raise OrdersError(
             f"--host {host} is not loopback",
             "set ORDERS_API_KEYS (openssl rand -hex 32), ORDERS_API_KEY_STORE (orders keys) or"
@@ -49,17 +55,17 @@ def serve(
     if (cert is None) != (key is None):
         raise OrdersError("--cert and --key belong together", "give both, or neither")
     _check_addresses(settings)
+    Access(settings)  # raises for certificates and keys that could never be used
 
     import uvicorn
 
     from api.connection import Connection, Limits
-    from api.events import keeps_body
     from api.tls import TlsServer, certificate
     from cli.logs import configure
 
     application = create(settings)
     asyncio.run(application.state.access.prepare())
-    body = partial(keeps_body, application.state.access) if takes_bodies else None
+    body = None if keeps is None else partial(keeps, application.state.access)
     limits = Limits.of(settings, body)
     context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cli.noting import Reason, noted
 from cli.terminal import Terminal, progress
 from cli.text import say
 from settings import Settings, get_settings
@@ -55,6 +56,7 @@ def simulate_command(
             help="Seconds after the last checkout after which orders that haven't ended count as hanging.",
         ),
     ] = 300.0,
+    why: Reason = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Check out carts and answer the pipeline's commands until every order has ended: delivered, returned or
@@ -79,7 +81,9 @@ def simulate_command(
         seed=seed,
         unshipped=unshipped,
     )
-    result = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout))
+    settings = get_settings()
+    with noted(settings, "simulate", why):
+        result = asyncio.run(run(settings, behaviour, checkouts, rate, timeout))
     _report(result, seed, as_json)
     if result.hanging:
         raise typer.Exit(1)

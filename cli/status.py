@@ -20,6 +20,7 @@ from rich.text import Text
 
 from cli.terminal import Cell, Rows, Wide, output
 from cli.text import printable
+from operations.answers import failed
 from operations.status import LATELY_SECONDS, LaneStatus, Status, StatusReader
 from settings import Settings, get_settings
 
@@ -84,7 +85,7 @@ async def _watch(settings: Settings, *, wide: bool, as_json: bool) -> None:
                         show(picture(status, wide=wide), document(status))
                         await asyncio.sleep(WATCH_SECONDS)
             except (KafkaError, OSError) as error:
-                problem = f"kafka doesn't answer ({type(error).__name__})"
+                problem = f"kafka {failed(error)}"
                 show(Text(problem, "red"), {"at": _moment(time.time()), "problems": [problem]})
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -97,6 +98,7 @@ def document(status: Status) -> dict[str, Any]:
         "members": status.members,
         "workers": to_builtins(status.workers),
         "lanes": [lane._asdict() | {"problem": lane.problem} for lane in status.lanes],
+        "paused": [each._asdict() | {"seconds": round(each.seconds(status.at))} for each in status.paused],
         "servers": status.servers,
         "dead_letters": {"seconds": LATELY_SECONDS, **status.dead_letters._asdict()},
         "bulk_jobs": None
@@ -125,7 +127,7 @@ def picture(status: Status, *, wide: bool = False) -> RenderableType:
 
 def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
     for server, why in status.servers.items():
-        yield server, ("answers", "green") if why is None else (f"doesn't answer: {why}", "red")
+        yield server, ("answers", "green") if why is None else (why, "red")
     said = ", ".join(f"{worker.worker} ({worker.role})" for worker in status.workers)
     yield "workers", (f"{status.members} in the group" + (f": {said}" if said else ""), "")
     letters = status.dead_letters
@@ -153,7 +155,8 @@ def _lanes(lanes: list[LaneStatus]) -> Iterator[list[Cell]]:
     for _, group in groupby(lanes, alike):
         members = list(group)
         first, last = members[0], members[-1]
-        state: Cell = (first.problem, "red") if first.problem else ("works" if first.lag else "idle", "")
+        works = "idle" if not first.lag else "works" if first.lag > first.held else "held: topics are paused"
+        state: Cell = (first.problem, "red") if first.problem else (works, "")
         yield [
             f"{first.lane}" if first is last else f"{first.lane}-{last.lane}",
             first.worker or "-",

@@ -162,6 +162,10 @@ class Bar:
         """Print a line that stays, above the progress; also where that is silent."""
         self._lines.console.print(printable(what))
 
+    def hide(self) -> None:
+        """Take the line away, before something is printed."""
+        self._lines.stop()
+
     def another(self, what: str, total: int | None = None) -> Bar:
         """Begin another line, below this one."""
         return Bar(self._lines, what, total)

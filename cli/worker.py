@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 from enum import Enum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -65,6 +66,8 @@ def worker_command(
     from app import create_app
     from cli.logs import configure
     from cli.probes import serve
+    from operations.pause import hold
+    from streams.reports import report_of
     from streams.transport import run_worker
 
     gc.enable()
@@ -73,6 +76,8 @@ def worker_command(
         _tell_form()
         raise typer.Exit(asyncio.run(_bulk(settings, serve(settings))))
     app = create_app(settings, bulk=role is Role.all)
+    if settings.dead_letter_hold:
+        app.hold_topic = partial(hold, settings, report_of(settings, "worker").worker)
     app.claim_folder()
     _tell_form()
     probes = serve(settings)

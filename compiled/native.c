@@ -1,5 +1,6 @@
-/* Texts of ids, amounts and times, and records of a Kafka batch, as bytes: what contracts/ids.py,
-   contracts/money.py, contracts/times.py and wire/builder.py do themselves where there is no C compiler.
+/* Texts of ids, amounts and times, records of a Kafka batch and columns of rows, as bytes: what
+   contracts/ids.py, contracts/money.py, contracts/times.py, wire/builder.py and sinks/arrays.py do themselves
+   where there is no C compiler.
    Mechanical: no rule of an order is here. Tests hold both forms to each other byte by byte. */
 
 #define PY_SSIZE_T_CLEAN
@@ -399,6 +400,233 @@ static PyObject *pack_records(PyObject *module, PyObject *const *args, Py_ssize_
     return Py_BuildValue("(Nn)", packed, end);
 }
 
+/* -- columns of rows ------------------------------------------------------------------------------------- */
+
+/* What sinks/arrays.py writes: arrays as PostgreSQL's binary format has them, of values that are text, a
+   number or None. */
+
+static inline uint8_t *put_number(uint8_t *out, uint64_t number, int bytes)
+{
+    for (int at = bytes - 1; at >= 0; at--)
+        *out++ = (uint8_t)(number >> (8 * at));
+    return out;
+}
+
+static inline int hex_of(char digit)
+{
+    return digit >= '0' && digit <= '9' ? digit - '0' : digit >= 'a' && digit <= 'f' ? digit - 'a' + 10
+           : digit >= 'A' && digit <= 'F' ? digit - 'A' + 10 : -1;
+}
+
+/* The next three return how many bytes they have written; -1: the text is none of the kind. */
+
+static int put_uuid(uint8_t *out, const char *text, Py_ssize_t size)
+{
+    if (size != UUID_TEXT)
+        return -1;
+    for (int at = 0; at < UUID_BYTES; at++) {
+        if ((at == 4 || at == 6 || at == 8 || at == 10) && *text++ != '-')
+            return -1;
+        int high = hex_of(text[0]), low = hex_of(text[1]);
+        if (high < 0 || low < 0)
+            return -1;
+        *out++ = (uint8_t)(high << 4 | low);
+        text += 2;
+    }
+    return UUID_BYTES;
+}
+
+static inline int are_digits(const char *text, unsigned count)
+{
+    for (unsigned at = 0; at < count; at++)
+        if (text[at] < '0' || text[at] > '9')
+            return 0;
+    return 1;
+}
+
+static inline int number_of(const char *text, int count)
+{
+    int number = 0;
+    for (int at = 0; at < count; at++)
+        number = 10 * number + (text[at] - '0');
+    return number;
+}
+
+#define NUMERIC_TEXT 60
+#define NUMERIC_MOST (8 + 2 * (NUMERIC_TEXT / 4 + 2))
+
+/* Digits by fours: how many fours, the weight of the first, the sign, how many decimals are shown. */
+static int put_numeric(uint8_t *out, const char *text, Py_ssize_t size)
+{
+    int negative = size > 0 && *text == '-';
+    text += negative, size -= negative;
+    if (size > NUMERIC_TEXT)
+        return -1;
+    const char *dot = memchr(text, '.', (size_t)size);
+    unsigned whole = (unsigned)(dot == NULL ? size : dot - text);
+    unsigned decimals = dot == NULL ? 0 : (unsigned)size - whole - 1;
+    if (whole == 0 || (dot != NULL && decimals == 0) || !are_digits(text, whole)
+        || (dot != NULL && !are_digits(dot + 1, decimals)))
+        return -1;
+    char digits[NUMERIC_TEXT + 8];
+    unsigned before = (whole + 3) / 4, fours = before + (decimals + 3) / 4;
+    memset(digits, '0', sizeof digits);
+    memcpy(digits + 4 * before - whole, text, whole);
+    if (decimals > 0)
+        memcpy(digits + 4 * before, dot + 1, decimals);
+    out = put_number(out, fours, 2);
+    out = put_number(out, before - 1, 2);
+    out = put_number(out, negative ? 0x4000 : 0, 2);
+    out = put_number(out, decimals, 2);
+    for (unsigned at = 0; at < fours; at++)
+        out = put_number(out, (uint64_t)number_of(digits + 4 * at, 4), 2);
+    return 8 + 2 * (int)fours;
+}
+
+/* Microseconds since 2000 of a time as time_text writes it. */
+static int put_time(uint8_t *out, const char *text, Py_ssize_t size)
+{
+    static const char form[] = "0000-00-00T00:00:00.000000";
+    static const int most[] = {0, 12, 31, 23, 59, 59};
+    if ((size != 25 && size != 32) || memcmp(text + size - 6, "+00:00", 6) != 0)
+        return -1;
+    for (int at = 0; at < size - 6; at++)
+        if (form[at] == '0' ? text[at] < '0' || text[at] > '9' : text[at] != form[at])
+            return -1;
+    int year = number_of(text, 4), part[6];
+    for (int at = 1; at < 6; at++) {
+        part[at] = number_of(text + 2 + 3 * at, 2);
+        if (part[at] > most[at])
+            return -1;
+    }
+    if (year == 0 || part[1] == 0 || part[2] == 0)
+        return -1;
+    int leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    if ((part[1] == 2 && part[2] > 28 + leap)
+        || (part[2] == 31 && (part[1] == 4 || part[1] == 6 || part[1] == 9 || part[1] == 11)))
+        return -1;
+    /* As in time_text: years that begin with March. 730425 days from 0000-03-01 to 2000-01-01. */
+    long long from = year - (part[1] <= 2);
+    int shifted = part[1] > 2 ? part[1] - 3 : part[1] + 9;
+    long long days = 365 * from + from / 4 - from / 100 + from / 400 + (153 * shifted + 2) / 5 + part[2] - 1 - 730425;
+    long long micros = days * DAY + (part[3] * 3600LL + part[4] * 60 + part[5]) * MICROS;
+    put_number(out, (uint64_t)(micros + (size == 32 ? number_of(text + 20, 6) : 0)), 8);
+    return 8;
+}
+
+typedef int (*Put)(uint8_t *out, const char *text, Py_ssize_t size);
+
+typedef struct {
+    char kind;
+    uint32_t type; /* Its number in PostgreSQL. */
+    Py_ssize_t most; /* Bytes of a value. */
+    Put put;
+    const char *what;
+} Kind;
+
+static const Kind KINDS[] = {
+    {'u', 2950, UUID_BYTES, put_uuid, "an id"},
+    {'t', 25, 0, NULL, "text"},
+    {'n', 1700, NUMERIC_MOST, put_numeric, "an amount"},
+    {'i', 23, 4, NULL, "an integer"},
+    {'z', 1184, 8, put_time, "a time"},
+};
+
+static inline PyObject *cell(PyObject *rows, Py_ssize_t row, Py_ssize_t column)
+{
+    return PyTuple_GET_ITEM(PyList_GET_ITEM(rows, row), column);
+}
+
+/* One value with its size before it; NULL with an exception set. */
+static uint8_t *put_value(uint8_t *out, const Kind *kind, PyObject *value)
+{
+    if (value == Py_None)
+        return put_number(out, 0xFFFFFFFFu, 4);
+    if (kind->kind == 'i') {
+        int overflow;
+        long number = PyLong_AsLongAndOverflow(value, &overflow);
+        if (number == -1 && PyErr_Occurred())
+            return NULL;
+        if (overflow || number < INT32_MIN || number > INT32_MAX)
+            return PyErr_Format(PyExc_ValueError, "too large for an integer: %R", value), NULL;
+        return put_number(put_number(out, 4, 4), (uint32_t)number, 4);
+    }
+    Py_ssize_t size;
+    const char *text = PyUnicode_AsUTF8AndSize(value, &size);
+    if (text == NULL)
+        return NULL;
+    if (kind->put == NULL) {
+        out = put_number(out, (uint64_t)size, 4);
+        memcpy(out, text, (size_t)size);
+        return out + size;
+    }
+    int written = kind->put(out + 4, text, size);
+    if (written < 0)
+        return PyErr_Format(PyExc_ValueError, "not %s: %R", kind->what, value), NULL;
+    return put_number(out, (uint64_t)written, 4) + written;
+}
+
+static PyObject *pack_column(PyObject *rows, Py_ssize_t column, const Kind *kind)
+{
+    Py_ssize_t many = PyList_GET_SIZE(rows), room = 20 + many * (4 + kind->most), size;
+    int nulls = 0;
+    for (Py_ssize_t row = 0; row < many; row++) {
+        PyObject *value = cell(rows, row, column);
+        if (value == Py_None)
+            nulls = 1;
+        else if (kind->kind == 't') {
+            if (PyUnicode_AsUTF8AndSize(value, &size) == NULL)
+                return NULL;
+            room += size;
+        }
+    }
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, room);
+    if (packed == NULL)
+        return NULL;
+    uint8_t *start = (uint8_t *)PyBytes_AS_STRING(packed), *out = start;
+    out = put_number(out, 1, 4); /* dimensions */
+    out = put_number(out, (uint64_t)nulls, 4);
+    out = put_number(out, kind->type, 4);
+    out = put_number(out, (uint64_t)many, 4);
+    out = put_number(out, 1, 4); /* the first index */
+    for (Py_ssize_t row = 0; row < many && out != NULL; row++)
+        out = put_value(out, kind, cell(rows, row, column));
+    if (out == NULL)
+        Py_CLEAR(packed);
+    else
+        _PyBytes_Resize(&packed, out - start);
+    return packed;
+}
+
+/* pack_columns(rows, kinds): an array for each column of a list of tuples, of the kind that its byte says. */
+static PyObject *pack_columns(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyList_Check(args[0]) || !PyBytes_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "pack_columns takes a list of rows and the kinds of their columns");
+        return NULL;
+    }
+    Py_ssize_t columns = PyBytes_GET_SIZE(args[1]);
+    for (Py_ssize_t row = 0; row < PyList_GET_SIZE(args[0]); row++) {
+        PyObject *each = PyList_GET_ITEM(args[0], row);
+        if (!PyTuple_Check(each) || PyTuple_GET_SIZE(each) != columns)
+            return PyErr_SetString(PyExc_ValueError, "a row is a tuple of as many values as there are kinds"), NULL;
+    }
+    PyObject *packed = PyList_New(columns);
+    for (Py_ssize_t column = 0; packed != NULL && column < columns; column++) {
+        const Kind *kind = NULL;
+        for (size_t at = 0; at < sizeof KINDS / sizeof *KINDS; at++)
+            if (KINDS[at].kind == PyBytes_AS_STRING(args[1])[column])
+                kind = &KINDS[at];
+        PyObject *array = kind != NULL ? pack_column(args[0], column, kind)
+                                       : (PyErr_SetString(PyExc_ValueError, "no such kind of column"), NULL);
+        if (array == NULL)
+            Py_CLEAR(packed);
+        else
+            PyList_SET_ITEM(packed, column, array);
+    }
+    return packed;
+}
+
 /* -- checksum -------------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -442,6 +670,8 @@ static PyMethodDef functions[] = {
     {"time_text", time_text, METH_O, "time_text(micros): microseconds since 1970 as RFC 3339 in UTC."},
     {"pack_records", (PyCFunction)(void (*)(void))pack_records, METH_FASTCALL,
      "pack_records(records, first, room, least, offset, time): (bytes, index after the last in them)."},
+    {"pack_columns", (PyCFunction)(void (*)(void))pack_columns, METH_FASTCALL,
+     "pack_columns(rows, kinds): an array for each column of a list of tuples."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -16,14 +19,17 @@ from starlette.staticfiles import StaticFiles
 
 from api.access import Access
 from api.requests import Requests
-from console import letter_view, order_view
-from console.access import Visitor, only, visitor
+from console import forms, letter_view, order_view
+from console.access import Door, Visitor, only, visitor
+from console.acts import offer_actions
+from console.doing import Doing, NotDone
 from console.find import look_for
 from console.glance_view import overview_of
-from console.pages import HEADERS, NOBODY, address, page
-from console.parameters import Invalid, choice, moment_of, number_of, uuid_of
-from console.sources import LETTERS, Sources
+from console.pages import HEADERS, NOBODY, address, download, page
+from console.parameters import Invalid, choice, moment_of, number_of, own_path, uuid_of
+from console.sources import LETTERS, MOST_EXPORTED, Sources
 from console.texts import EN, text
+from console.worklists import AGES, WORKLISTS, as_csv, asked_for, cells
 from contracts import times
 from contracts.errors import REASONS
 from contracts.statuses import OrderStatusText
@@ -43,18 +49,20 @@ Seen = Annotated[Visitor, Depends(visitor)]
 """Who looks."""
 
 
-def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
+def create_app(settings: Settings, sources: Sources | None = None, doing: Doing | None = None) -> FastAPI:
     """Create the ASGI application. It connects at its first request; its lifespan closes the connections.
 
     Blocks while the files of keys are read, if any are set. Raises OrdersError if they can't be used.
     """
     access = Access(settings)
     reads = Sources(settings) if sources is None else sources
+    does = Doing(settings) if doing is None else doing
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await reads.close()
+        await does.close()
 
     app = FastAPI(
         title="orders console",
@@ -65,15 +73,48 @@ def create_app(settings: Settings, sources: Sources | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.access = access
-    app.add_middleware(Requests, only_loopback=access.anybody, logged=settings.api_access_log)
+    app.state.door = door = Door(settings, access)
+    app.add_middleware(Requests, only_loopback=door.open, logged=settings.api_access_log)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     _install_errors(app)
+    _let_in(app, door)
     _show_the_system(app, reads)
     _show_dead_letters(app, reads)
     _show_an_order(app, reads)
     _show_lists(app, reads)
+    _show_work(app, reads)
     _show_what_is_found(app, reads)
+    offer_actions(app, reads, does)
     return app
+
+
+# -- sessions ------------------------------------------------------------------------------------------------
+
+
+def _let_in(app: FastAPI, door: Door) -> None:
+    @app.get("/login")
+    async def login(request: Request) -> Response:
+        return _login_page(request, 200, "", request.query_params.get("next", "/"))
+
+    @app.post("/login")
+    async def logged_in(request: Request) -> Response:
+        form = await forms.read(request)
+        begun = door.enter(request, form.get("key", "").strip())
+        response = RedirectResponse(own_path(form.get("next", "")), 303, headers=dict(HEADERS))
+        door.sessions.put(request, response, begun)
+        return response
+
+    @app.post("/logout")
+    async def logged_out(request: Request, _: forms.Sent) -> Response:
+        response = RedirectResponse("/login", 303, headers=dict(HEADERS))
+        door.sessions.end(request, response)
+        return response
+
+
+def _login_page(request: Request, status: int, said: str, next_: str) -> Response:
+    by_key = not request.app.state.access.anybody
+    values = {"said": said, "next": own_path(next_), "by_key": by_key}
+    return page(request, "login", NOBODY, values, status)
 
 
 # -- the system ----------------------------------------------------------------------------------------------
@@ -124,6 +165,8 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
             "left": left,
             "most": LETTERS,
             "filters": {"hours": hours, "state": state, **wanted},
+            "since": wanted["hour"] or (None if hours == "0" else times.text(since * 1000)[:19]),
+            "until": wanted["hour"] and letter_view.next_hour(wanted["hour"]),
             "hours": HOURS,
             "states": STATES,
             "reasons": sorted({letter.reason for letter, _ in letters_} | {wanted["reason"] or ""} - {""}),
@@ -253,6 +296,43 @@ def _show_lists(app: FastAPI, reads: Sources) -> None:
         return page(request, "seller", seen_by, {"id": seller_id, "suborders": suborders, "cursor": at})
 
 
+def _show_work(app: FastAPI, reads: Sources) -> None:
+    @app.get("/work/{name}")
+    async def work(request: Request, seen_by: Seen, name: str) -> Response:
+        of = WORKLISTS.get(name)
+        if of is None:
+            raise NotFound(text("no_page"))
+        now = datetime.now(UTC)
+        given, filters = asked_for(request, of, now)
+        personal = seen_by.role.personal
+        if choice(request, "format", ("csv",)):
+            everything = await reads.all_waiting(of, filters)
+            if everything is None:
+                raise Invalid(text("too_many_rows", most=MOST_EXPORTED))
+            return download(as_csv(of, everything, personal=personal), f"{name}-{now:%Y%m%dT%H%M%SZ}.csv")
+        at = request.query_params.get("cursor") or None
+        try:
+            shown = await reads.waiting(of, filters, at)
+        except ValueError:
+            raise Invalid(text("bad_cursor")) from None
+        values = {
+            "name": name,
+            "tabs": WORKLISTS,
+            "headings": [text(column.name) for column in of.columns],
+            "right": [n for n, column in enumerate(of.columns) if column.kind in ("number", "money")],
+            "rows": [cells(of, row, personal=personal) for row in shown.rows],
+            "next": shown.next,
+            "cursor": at,
+            "filters": defaultdict(str, given),
+            "choices": of.choices,
+            "ages": AGES if of.rows else (),
+            "counts": {} if of.rows else await reads.attention(),
+            "fields": (*of.ids, *of.texts, *(() if of.rows else ("from",))),
+            "link": partial(address, request.url.path, **given),
+        }
+        return page(request, "work", seen_by, values)
+
+
 def _show_what_is_found(app: FastAPI, reads: Sources) -> None:
     @app.get("/find")
     async def find(request: Request, seen_by: Seen) -> Response:
@@ -287,10 +367,17 @@ def _install_errors(app: FastAPI) -> None:
     app.add_exception_handler(NotYet, of(503))
     app.add_exception_handler(Unavailable, of(503))
     app.add_exception_handler(Invalid, of(422))
+    app.add_exception_handler(NotDone, of(409))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         said = str(error.detail)
+        if error.status_code == 401:
+            here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            asked = request.method == "GET" and request.url.path != "/login"
+            response = _login_page(request, 401, said, here if asked else "/")
+            response.headers.update(error.headers or {})
+            return response
         if said == HTTPStatus(error.status_code).phrase:
             said = text("no_page") if error.status_code == 404 else ""
         return answer(request, error.status_code, said, error.headers)

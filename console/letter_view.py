@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from api.binding import path_of
@@ -39,6 +40,14 @@ def groups(letters: Iterable[DeadLetter]) -> list[Group]:
 def hour_of(letter: DeadLetter) -> str:
     """The hour in which it was refused, as a page's address has it: 2026-03-10T12."""
     return letter.time[:13]
+
+
+def next_hour(hour: str) -> str:
+    """The hour after one; of what is none the same. Pure."""
+    try:
+        return f"{datetime.fromisoformat(hour + ':00') + timedelta(hours=1):%Y-%m-%dT%H}"
+    except (ValueError, OverflowError):
+        return hour
 
 
 class Line(NamedTuple):

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 
 from console.texts import text
 from errors import OrdersError
+from operations.answers import refused
 from operations.flow import FlowReader, Point
 from operations.status import Status, StatusReader
 from settings import Settings
@@ -95,4 +96,7 @@ class Live:
 def _why(error: BaseException) -> str:
     if isinstance(error, OrdersError):
         return str(error)
+    how = refused(error)
+    if how is not None:
+        return text("server_refuses", server="Kafka", how=how)
     return text("kafka_away", why=type(error).__name__)

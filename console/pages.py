@@ -10,18 +10,20 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 from fastapi import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from console.access import Role, Visitor
+from console.sessions import Session, Sessions
 from console.texts import text
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not no-referrer: browsers would send forms with the origin null.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
-    "Vary": "Authorization",
+    "Vary": "Authorization, Cookie",
 }
 """Of every page. Addresses hold ids, which no other site and no cache is to have."""
 
@@ -99,11 +101,49 @@ def page(
         role=text(f"role_{seen_by.role.name.lower()}"),
         personal=seen_by.role.personal,
         path=request.url.path,
+        pages=PAGES,
+        token=_token_of(request),
+        operator=seen_by.role is Role.OPERATOR,
         looked_for=request.query_params.get("q", ""),
         **values,
     )
-    return HTMLResponse(html, status, headers=dict(HEADERS))
+    response = HTMLResponse(html, status, headers=dict(HEADERS))
+    if not only_part:
+        # A page that renews itself is no sign of somebody who looks.
+        _keep_session(request, response)
+    return response
 
+
+def _token_of(request: Request) -> str:
+    session = getattr(request.state, "session", None)
+    return "" if session is None else request.app.state.door.sessions.token(session)
+
+
+def _keep_session(request: Request, response: Response) -> None:
+    session: Session | None = getattr(request.state, "session", None)
+    if session is None:
+        return
+    sessions: Sessions = request.app.state.door.sessions
+    fresh = session if sessions.read(request) is None else sessions.renewed(session)
+    if fresh is not None:
+        sessions.put(request, response, fresh)
+
+
+def download(text: str, name: str) -> Response:
+    """A file of CSV. `name`: of the file; letters, digits, dots and dashes."""
+    headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+PAGES: Final = (
+    ("/", "overview"),
+    ("/lanes", "lanes"),
+    ("/work/attention", "work"),
+    ("/dead-letters", "dead_letters"),
+    ("/jobs", "jobs"),
+    ("/operations", "operations"),
+)
+"""Addresses that every page leads to, and the names of their texts."""
 
 NOBODY: Final = Visitor("", Role.VIEWER)
 """Whoever isn't admitted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -47,3 +48,9 @@ def choice(request: Request, name: str, those: Sequence[str]) -> str | None:
     if value and value not in those:
         raise Invalid(text("bad_choice", value=value, those=", ".join(those)))
     return value or None
+
+
+def own_path(value: str) -> str:
+    """A path of the console to go on to, or its first page if it is none: nobody is sent elsewhere."""
+    plain = value.isascii() and value.isprintable() and "\\" not in value
+    return value if plain and re.match(r"/(?!/)", value) else "/"

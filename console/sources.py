@@ -15,17 +15,21 @@ from aiokafka.errors import KafkaError
 
 from console.live import Glance, Live
 from console.texts import text
+from console.worklists import Worklist
 from domain.asof import as_of
 from domain.explain import explain
 from domain.order import Order
 from errors import OrdersError
+from operations.answers import refused
 from operations.dead_letters import Found, NoSuchLetter, find, recent
 from operations.records import RawRecords, of_order
+from queries.attention import attention_counts, open_attention
 from queries.documents import OrderDetails, Orders, Suborders, Tracked
 from queries.errors import NotFound, Unavailable
 from queries.keyset import Position, micros
 from queries.reader import Reader
 from queries.state import States
+from queries.worklists import Filters, Page, Place, page
 from settings import Settings
 from sinks.bulk import BulkJobs
 
@@ -36,6 +40,10 @@ LETTER_SECONDS: Final = 20.0
 RECORD_SECONDS: Final = 5.0
 PAGE: Final = 50
 """Rows of a list."""
+EXPORTED: Final = 10_000
+"""Rows that are read at once for a file."""
+MOST_EXPORTED: Final = 100_000
+"""Rows of a file."""
 
 _details: Final = msgspec.json.Decoder(OrderDetails).decode
 _orders: Final = msgspec.json.Decoder(Orders).decode
@@ -80,6 +88,10 @@ class Sources:
         # Of an order of thousands of facts it takes longer than others should wait.
         return await asyncio.to_thread(explained, order_id, order, at)
 
+    async def state(self, order_id: UUID) -> Order | None:
+        """An order's state; None: no fact of it is known. Blocks as `order`."""
+        return await self._states.of(order_id)
+
     async def rows(self, order_id: UUID) -> OrderDetails:
         """What cache and rows have of an order, for when its facts can't be read. Raises NotFound."""
         return _details((await self._reader.details(order_id)).body)
@@ -111,6 +123,32 @@ class Sources:
         after = None if at is None else Position.parse(at)
         return _suborders((await self._reader.suborders(seller_id, PAGE, after=after)).body)
 
+    async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = PAGE) -> Page[Any]:
+        """A page of a list of what waits. Raises ValueError for a cursor that is none."""
+        if of.rows is None:
+            kind, since = filters.get("kind"), filters.get("since")
+            shown = await open_attention(self._reader.databases, most, kind=kind, since=since, cursor=at)
+            return Page(shown.rows, shown.next)
+        after = None if at is None else Place.parse(at)
+        rows = await self._reader.waiting(of.rows.query(filters, after, most + 1))
+        return page([of.rows.row(row) for row in rows], most)
+
+    async def attention(self) -> dict[str, int]:
+        """Kind of what a person should look at -> how many orders it holds of, the most first."""
+        return await attention_counts(self._reader.databases)
+
+    async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
+        """All of a list of what waits; None: it is longer than MOST_EXPORTED. Blocks for a while."""
+        rows: list[Any] = []
+        at: str | None = None
+        while len(rows) <= MOST_EXPORTED:
+            part = await self.waiting(of, filters, at, EXPORTED)
+            rows += part.rows
+            at = part.next
+            if at is None:
+                return rows
+        return None
+
     async def letters(self, since: int) -> tuple[list[Found], int]:
         """The dead letters of a time (ms since 1970) or later, and how many more there are. Blocks."""
         async with _of_kafka(LETTER_SECONDS):
@@ -133,7 +171,9 @@ class Sources:
             raise Unavailable(str(error)) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._jobs.drop()
-            raise Unavailable(text("postgres_away")) from error
+            how = refused(error)
+            said = text("server_refuses", server="Postgres", how=how) if how else text("postgres_away")
+            raise Unavailable(said) from error
 
     async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
         """What has this id: (kind, id of the order, user or seller that it leads to)."""
@@ -167,6 +207,12 @@ async def _of_kafka(seconds: float) -> AsyncIterator[None]:
     except NoSuchLetter:
         raise
     except (KafkaError, OSError, TimeoutError) as error:
-        raise Unavailable(text("kafka_away", why=type(error).__name__)) from error
+        how = refused(error)
+        said = (
+            text("server_refuses", server="Kafka", how=how)
+            if how
+            else text("kafka_away", why=type(error).__name__)
+        )
+        raise Unavailable(said) from error
     except OrdersError as error:
         raise Unavailable(str(error)) from error

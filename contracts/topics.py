@@ -42,10 +42,19 @@ DLQ: Final = "orders.dlq"
 REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
 
+RESOLVED: Final = "orders.resolved"
+"""Which dead letters need nothing more, who said so and why (`orders dlq resolve`)."""
+
 PARTITIONS: Final = "orders.partitions"
 """How many partitions the topics had before they were given more: where the history of a lane's orders
 lies (`orders partitions`).
 """
+
+CONTROL: Final = "orders.control"
+"""Which lanes, topics and types of events are paused (`orders pause`); every worker follows it."""
+
+OPERATIONS: Final = "orders.operations"
+"""Who did what with the commands that write, when and why (`orders operations`)."""
 
 BULK: Final = tuple(spec.type for spec in incoming.BULK)
 """Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in

@@ -6,7 +6,7 @@ Those of a payment's row are of its own keys, those of a refund's row of its dec
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Final, NamedTuple
 
 from contracts import ids, money, times
@@ -15,7 +15,8 @@ from domain.enums import ClosedBecause, Rank
 from domain.lapses import is_retry, latest_attempt
 from domain.order import Order, Payment, PaymentFailure, PublishedSuborder, RefundReply
 from domain.promises import has_promises
-from domain.shapes import OrderRow, PaymentRow, RefundRow, SuborderRow
+from domain.rows import suborder_summaries
+from domain.shapes import OrderRow, PaymentRow, RefundRow, SuborderRow, SuborderSummary
 from domain.status import view_of
 from domain.totals import RunningTotals
 
@@ -98,10 +99,14 @@ def _text(micros: int | None) -> str | None:
 
 
 def suborder_rows(
-    raw_id: bytes, order: Order, row: OrderRow, totals: RunningTotals | None = None
+    raw_id: bytes,
+    order: Order,
+    row: OrderRow,
+    totals: RunningTotals | None = None,
+    summaries: Sequence[SuborderSummary] | None = None,
 ) -> list[SuborderRow]:
-    """Rows of orders_suborder, one a seller. `row`: that of the order. `totals`: those of the order, if they
-    are at hand.
+    """Rows of orders_suborder, one a seller. `row`: that of the order. `totals`: those of the order, and
+    `summaries`: of the suborders, if they are at hand.
     """
     created = order.created
     assert created is not None
@@ -109,25 +114,27 @@ def suborder_rows(
     digits = money.DIGITS[created.currency]
     rows: list[SuborderRow] = []
     promises = _promised(order, totals)
-    for seller_id, part in zip(sorted(counted), order.suborders, strict=True):
+    if summaries is None:
+        summaries = suborder_summaries(raw_id, order)
+    sellers = sorted(counted) if len(counted) > 1 else list(counted)
+    for seller_id, part, summary in zip(sellers, order.suborders, summaries, strict=True):
         own = counted[seller_id]
-        promised = promises.get(seller_id, _NOTHING)
-        seller = ids.text(seller_id)
+        promised = promises.get(seller_id, _NOTHING) if promises else _NOTHING
         rows.append(
             SuborderRow(
-                id=ids.uuid5_text(raw_id, f"suborder:{seller}"),
+                id=summary.suborder_id,
                 order_id=row.id,
                 user_id=row.user_id,
                 region=row.region,
-                seller_id=seller,
-                status=part.status.text,
+                seller_id=summary.seller_id,
+                status=summary.status,
                 closed_because=_closed_because(part),
                 currency=row.currency,
                 items_amount=money.text(part.items_amount, digits),
                 shipping_amount=money.text(part.shipping, digits),
                 discount_amount=money.text(part.discount, digits),
                 tax_amount=money.text(part.tax, digits),
-                total_amount=money.text(part.total(created), digits),
+                total_amount=summary.total_amount,
                 units_ordered=own.units,
                 units_live=part.live,
                 units_in_transit=part.in_transit,

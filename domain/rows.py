@@ -216,9 +216,8 @@ def order_row_and_summary(
     return row, _summary(order_id, raw_id, order, row, first, changed)
 
 
-def _summary(
-    order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None
-) -> Summary:
+def suborder_summaries(raw_id: bytes, order: Order) -> list[SuborderSummary]:
+    """What the summary of an order tells of its suborders, in the order of seller ids."""
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
@@ -227,13 +226,22 @@ def _summary(
         if len(created.items) > 1
         else [created.items[0].seller_id]
     )
-    suborders = []
+    summaries = []
     for seller_id, part in zip(sellers, order.suborders, strict=True):
         seller = ids.text(seller_id)
         total = money.text(part.total(created), digits)
-        suborders.append(
+        summaries.append(
             SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total)
         )
+    return summaries
+
+
+def _summary(
+    order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None
+) -> Summary:
+    created = order.created
+    assert created is not None
+    suborders = suborder_summaries(raw_id, order)
     shipments: list[ShipmentSummary] = []
     tracking: list[tuple[str, str, bytes]] = []
     untracked: list[tuple[str, str]] = []
@@ -283,4 +291,4 @@ def _summary(
     settled = not moving
     if settled and order.status < _DELIVERED:
         settled = all(part.status is _CLOSED for part in order.suborders)
-    return Summary(row.user_id, first // 1000, settled, _encode(value), tracking, untracked)
+    return Summary(row.user_id, first // 1000, settled, _encode(value), tracking, untracked, suborders)

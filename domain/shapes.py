@@ -346,3 +346,4 @@ class Summary(Struct, gc=False):
     value: bytes
     tracking: list[tuple[str, str, bytes]]
     untracked: list[tuple[str, str]]
+    suborders: list[SuborderSummary]

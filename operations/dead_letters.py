@@ -6,9 +6,11 @@ Everything may block for as long as the brokers take, and raises what aiokafka r
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
@@ -17,7 +19,7 @@ from aiokafka import TopicPartition
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
 from contracts.record_id import RecordId
 from contracts.strict_json import read_foreign
-from contracts.topics import DLQ, LANE, REDRIVEN
+from contracts.topics import DLQ, LANE, REDRIVEN, RESOLVED
 from errors import OrdersError
 from settings import Settings
 from streams import topics
@@ -28,19 +30,39 @@ REDRIVE_OF: Final = "redrive_of"
 REDRIVE_COUNT: Final = "redrive_count"
 """Header of a redriven record: how often it has been redriven, 1 the first time."""
 
-State = Literal["new", "redriven", "parked", "final"]
+State = Literal["new", "redriven", "parked", "final", "resolved"]
 """What became of a dead letter. new: it may go back. redriven: it went back.
 parked: it was redriven so often that it doesn't go any more. final: no fix can help it, see DeadLetter.stays.
+resolved: somebody said that it needs nothing more.
 """
 
 _OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
 _FOR_THE_ORDERS_SAKE: Final = (ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER)
 
 
+_SOURCE: Final = re.compile(rb'"source"\s*:\s*"([^"\\]{1,1000})"')
+_LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
+
+
+def _plain(id: str) -> str:
+    return id.replace("-", "").lower()
+
+
 class NoSuchLetter(OrdersError):
     """There is no dead letter at the PARTITION:OFFSET that the message names."""
 
     remedy = "orders dlq list has them"
+
+
+class Resolved(msgspec.Struct, gc=False):
+    """Value of a dead letter's record in orders.resolved: it needs nothing more."""
+
+    at: str
+    by: str
+    """user@host, or the name of a key."""
+    why: str
+    origin: RecordId
+    """The refused record."""
 
 
 class DeadLetter(NamedTuple):
@@ -56,11 +78,49 @@ class DeadLetter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
+    resolved: Resolved | None = None
 
     @property
     def id(self) -> str:
         """PARTITION:OFFSET in orders.dlq, by which commands know it."""
         return f"{self.partition}:{self.offset}"
+
+    @property
+    def refused_at(self) -> datetime:
+        """When it was refused; 1970 if the letter doesn't say."""
+        try:
+            time = datetime.fromisoformat(self.time)
+        except ValueError:
+            return _LONG_AGO
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+    @property
+    def source(self) -> str:
+        """Who sent the event, by its header ce_source or its envelope; "": it doesn't say."""
+        for name, value in reversed(self.headers):
+            if name == "ce_source" and value is not None:
+                return value.decode("utf-8", "replace")
+        member = _SOURCE.search(self.value or b"")
+        return "" if member is None else member[1].decode("utf-8", "replace")
+
+    def ids(self, name: str) -> set[str]:
+        """Every value of this name in the JSON, without dashes and in small letters; also of a value that is
+        no JSON as a whole."""
+        members = re.findall(rb'"%s"\s*:\s*"([^"\\]{1,100})"' % name.encode(), self.value or b"")
+        return {_plain(each.decode("utf-8", "replace")) for each in members}
+
+    @property
+    def orders(self) -> set[str]:
+        """Ids of the order that it may belong to: those in its value, and its key."""
+        return {*self.ids("order_id"), _plain((self.key or b"").decode("utf-8", "replace"))}
+
+    def holds(self, text: str) -> bool:
+        """Whether this text is in its detail, key, value or a header, whatever its case."""
+        wanted = text.casefold()
+        places = [self.key, self.value, *(value for _, value in self.headers)]
+        return wanted in self.detail.casefold() or any(
+            wanted in each.decode("utf-8", "replace").casefold() for each in places if each
+        )
 
     @property
     def redrives(self) -> int:
@@ -84,7 +144,7 @@ class DeadLetter(NamedTuple):
         return ""
 
 
-class Redriven(msgspec.Struct, gc=False):
+class Redriven(msgspec.Struct, gc=False, omit_defaults=True):
     """Value of a dead letter's record in orders.redriven: it was sent back."""
 
     at: str
@@ -97,12 +157,18 @@ class Redriven(msgspec.Struct, gc=False):
     """The refused record. It identifies a letter, because a record may have a second letter after a crash."""
     to: RecordId
     """The record that was sent."""
+    before: str | None = None
+    """In base64: the value as it was refused, if another one was sent (`orders dlq redrive --edit`)."""
+    after: str | None = None
+    """In base64: the value that was sent in its place."""
 
 
 def state_of(settings: Settings, letter: DeadLetter, note: Redriven | None) -> State:
     """Return what a redrive does with a letter. Pure."""
     if note is not None:
         return "redriven"
+    if letter.resolved is not None:
+        return "resolved"
     if letter.stays:
         return "final"
     return "parked" if letter.redrives >= settings.redrive_limit else "new"
@@ -181,17 +247,37 @@ class Letters:
     def __init__(self, settings: Settings) -> None:
         self._letters = Reader(settings, (DLQ,))
         self._ledger = Reader(settings, (REDRIVEN,))
+        self._resolutions = Reader(settings, (RESOLVED,))
+        self._resolved: dict[bytes, Resolved] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._letters)
             await stack.enter_async_context(self._ledger)
+            await stack.enter_async_context(self._resolutions)
+            await self._read_resolved()
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def _read_resolved(self) -> None:
+        async with aclosing(self._resolutions.records(RESOLVED, 0)) as records:
+            async for record in records:
+                resolved = read_foreign(_decode_resolved, record.value)
+                if resolved is None:
+                    self._resolved.pop(record.key or b"", None)
+                else:
+                    self._resolved[record.key or b""] = resolved
+
+    def _made(self, record: Any) -> DeadLetter:
+        letter = _letter(record)
+        resolved = self._resolved.get(letter.id.encode()) if self._resolved else None
+        if resolved is None or resolved.origin != letter.record:
+            return letter
+        return letter._replace(resolved=resolved)
 
     @property
     def count(self) -> int:
@@ -206,7 +292,7 @@ class Letters:
             notes = await self._notes(partition)
             async with aclosing(self._letters.records(DLQ, partition)) as records:
                 async for record in records:
-                    letter = _letter(record)
+                    letter = self._made(record)
                     yield letter, notes.get(letter.record)
 
     async def since(
@@ -225,7 +311,7 @@ class Letters:
             notes = await self._notes(partition)
             async with aclosing(self._letters.records(DLQ, partition, start)) as records:
                 async for record in records:
-                    letter = _letter(record)
+                    letter = self._made(record)
                     yield letter, notes.get(letter.record)
 
     async def some(
@@ -241,7 +327,7 @@ class Letters:
                 record = await anext(records, None)
             if record is None or record.offset != offset:
                 raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
-            letters.append(_letter(record))
+            letters.append(self._made(record))
         notes = {
             partition: await self._notes(partition) for partition in {letter.partition for letter in letters}
         }
@@ -260,6 +346,7 @@ class Letters:
 
 
 _decode: Final = msgspec.json.Decoder(Redriven).decode
+_decode_resolved: Final = msgspec.json.Decoder(Resolved).decode
 
 
 def _decode_note(value: bytes | None) -> Redriven | None:
@@ -303,31 +390,79 @@ async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
             yield letter
 
 
-async def newest_of(
-    settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
-) -> tuple[list[Found], Counter[str], Counter[str]]:
-    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last,
-    without what takes memory.
+class Filter(NamedTuple):
+    """Which letters are looked at; None: whichever. `since` and `until` are times of refusal."""
 
-    With them how many there are of each reason and of each state. Raises TopicsMissing.
-    """
+    reason: str | None = None
+    topic: str | None = None
+    """Of the refused record."""
+    state: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    source: str | None = None
+    """ce_source of the event."""
+    seller: str | None = None
+    order: str | None = None
+    text: str | None = None
+    """Part of the detail, the key, the value or a header, whatever its case."""
+
+    def takes(self, letter: DeadLetter, state: State) -> bool:
+        """Tell whether it is one of these. Pure."""
+        return (
+            self.reason in (None, letter.reason)
+            and self.topic in (None, letter.record.topic)
+            and self.state in (None, state)
+            and (self.since is None or letter.refused_at >= self.since)
+            and (self.until is None or letter.refused_at < self.until)
+            and (self.source is None or self.source == letter.source)
+            and (self.seller is None or _plain(self.seller) in letter.ids("seller_id"))
+            and (self.order is None or _plain(self.order) in letter.orders)
+            and (self.text is None or letter.holds(self.text))
+        )
+
+
+By = Literal["reason", "source", "topic", "hour", "seller"]
+
+
+def groups_of(letter: DeadLetter, by: By) -> list[str]:
+    """The groups that a letter is counted in; "" where what they go by is unknown. Pure."""
+    match by:
+        case "reason":
+            return [letter.reason]
+        case "source":
+            return [letter.source]
+        case "topic":
+            return [letter.record.topic]
+        case "hour":
+            return [f"{letter.time[:13]}:00Z" if len(letter.time) > 13 else ""]
+        case "seller":
+            return sorted(letter.ids("seller_id")) or [""]
+
+
+class Listing(NamedTuple):
+    """The newest letters, the newest last and without what takes memory, and how many there are of each group
+    and of each state."""
+
+    newest: list[Found]
+    groups: Counter[str]
+    states: Counter[str]
+
+
+async def newest_of(settings: Settings, wanted: Filter, limit: int, by: By = "reason") -> Listing:
+    """The newest `limit` letters of those that are wanted. Raises TopicsMissing."""
     newest: list[Found] = []
-    reasons: Counter[str] = Counter()
+    groups: Counter[str] = Counter()
     states: Counter[str] = Counter()
     async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
         async for letter, note in pairs:
             its = state_of(settings, letter, note)
-            if (
-                (reason in (None, letter.reason))
-                and (topic in (None, letter.record.topic))
-                and (state in (None, its))
-            ):
-                reasons[letter.reason] += 1
+            if wanted.takes(letter, its):
+                groups.update(groups_of(letter, by))
                 states[its] += 1
                 newest.append((_slim(letter), note))
                 if len(newest) >= 2 * limit + 1000:
                     newest = _last(newest, limit)
-    return _last(newest, limit), reasons, states
+    return Listing(_last(newest, limit), groups, states)
 
 
 async def recent(settings: Settings, time: int, most: int) -> tuple[list[Found], int]:

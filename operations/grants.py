@@ -22,14 +22,19 @@ from streams import topics
 Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
-    "owner": "orders init, partitions, db, repair, rebuild, dlq redrive",
+    "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq",
     "worker": "orders worker --role realtime",
     "reader": "orders api, show, wait, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
     "audit": "orders audit, personal",
-    "console": "orders console, status",
+    "console": "orders console, status, operations",
 }
 """The commands that each role can run."""
+
+
+_LETTERS: Final = (names.DLQ, names.REDRIVEN, names.RESOLVED)
+_LEDGERS: Final = (names.REDRIVEN, names.RESOLVED, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
+"""What the commands of a person note."""
 
 
 class UnusableName(OrdersError):
@@ -57,10 +62,10 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "DescribeConfigs": every,
             "Alter": every,
             "Read": every,
-            "Write": (*names.LANE, settings.changelog_topic, names.REDRIVEN, names.PARTITIONS),
+            "Write": (*names.LANE, settings.changelog_topic, *_LEDGERS),
         },
         "worker": {
-            "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS),
+            "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS, names.CONTROL),
             "Write": (
                 *names.DERIVED,
                 *names.INTERNAL,
@@ -69,24 +74,26 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 names.CLOCK,
                 names.WORKERS,
                 settings.changelog_topic,
+                *((names.CONTROL, names.OPERATIONS) if settings.dead_letter_hold else ()),
             ),
             "DescribeConfigs": (settings.changelog_topic,),
             "Describe": every,
         },
         "reader": {
-            "Read": (settings.changelog_topic, names.DLQ, names.REDRIVEN, names.WORKERS),
+            "Read": (settings.changelog_topic, *_LETTERS, names.WORKERS, names.CONTROL),
             "Write": names.INPUT if settings.api_write else (),
             "DescribeConfigs": every,
             "Describe": every,
         },
         "bulk": {
-            "Read": names.BULK,
+            "Read": (*names.BULK, names.CONTROL),
             "Write": (
                 *names.BULK,
                 *bulk.EVENT.values(),
                 names.BULK_COMPLETED,
                 names.DLQ,
                 names.WORKERS,
+                names.OPERATIONS,
             ),
             "DescribeConfigs": (settings.changelog_topic,),
             "Describe": every,
@@ -97,10 +104,11 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
                 *names.LANE,
                 settings.changelog_topic,
                 names.DLQ,
-                names.REDRIVEN,
                 names.WORKERS,
-                names.PARTITIONS,
+                *_LEDGERS,
             ),
+            # What it sends it notes, too.
+            "Write": (*names.INPUT, names.OPERATIONS) if settings.api_write else (),
             "DescribeConfigs": every,
             "Describe": every,
         },

@@ -8,6 +8,7 @@ that was killed is run again and goes on.
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,8 @@ TRANSACTION_RECORDS: Final = 500
 """Letters in one transaction."""
 TRANSACTION_BYTES: Final = 8 << 20
 """The same in bytes; a single larger letter goes alone."""
+MOST_KEPT: Final = 256 << 10
+"""Bytes of a value that is kept in the note of an edited redrive."""
 BATCH_BYTES: Final = 512 << 10
 REQUEST_BYTES: Final = 16 << 20
 START_SECONDS: Final = 30.0
@@ -77,17 +80,24 @@ class TransactionsRefused(OrdersError):
 @dataclass(frozen=True, slots=True)
 class Selection:
     """A selection of letters: by reason, by topic of the record, by (partition, offset) in orders.dlq; None:
-    all. At most `most`."""
+    all. At most `most`.
+    """
 
     reasons: frozenset[str] | None = None
     topics: frozenset[str] | None = None
     ids: frozenset[tuple[int, int]] | None = None
     most: int | None = None
+    since: str = ""
+    until: str = ""
+    """Refused at `since` or later and before `until`, RFC 3339 in UTC or its beginning; "": any time."""
 
     def takes(self, letter: DeadLetter) -> bool:
         """Tell whether a letter is selected, whatever became of it."""
-        return (self.reasons is None or letter.reason in self.reasons) and (
-            self.topics is None or letter.record.topic in self.topics
+        return (
+            (self.reasons is None or letter.reason in self.reasons)
+            and (self.topics is None or letter.record.topic in self.topics)
+            and self.since <= letter.time
+            and (not self.until or letter.time < self.until)
         )
 
 
@@ -110,20 +120,24 @@ async def redrive(
     *,
     by: str,
     dry_run: bool = False,
+    edit: bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RedriveResult:
     """Send the selected letters' records back to where they came from.
 
-    `by` says who asks, for the note. With `dry_run` nothing is sent. `progress` is called with the letters
-    that were looked at and their number. Letters refused after the call are not looked at. Blocks. Raises
-    TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
+    `by` says who asks, for the note. `edit`: the value that the record gets in place of its own; for one
+    letter (Selection.ids). The note then holds both. With `dry_run` nothing is sent. `progress` is called
+    with the letters that were looked at and their number. Letters refused after the call are not looked at.
+    Blocks. Raises TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
     """
+    if edit is not None and (selection.ids is None or len(selection.ids) != 1):
+        raise ValueError("an edited value belongs to one letter")
     outcome, records_seen = RedriveResult(), set[RecordId]()
     batch: list[DeadLetter] = []
     size = 0
     async with AsyncExitStack() as stack:
         # First: from then on no earlier redrive can write, so the ledger that is read next is whole.
-        sender = None if dry_run else await stack.enter_async_context(_Sender(settings, by))
+        sender = None if dry_run else await stack.enter_async_context(_Sender(settings, by, edit))
         letters = await stack.enter_async_context(Letters(settings))
 
         async def flush() -> None:
@@ -154,6 +168,11 @@ async def redrive(
                 await flush()
                 if outcome.sent >= selection.most:
                     break
+            if edit is not None and len(letter.value or b"") > MOST_KEPT:
+                raise OrdersError(
+                    f"the value of {letter.id} is too large to be kept beside an edited one",
+                    "have the sender send it anew, corrected",
+                )
             records_seen.add(letter.record)
             batch.append(letter)
             size += record_size(letter.key, letter.value, letter.headers)
@@ -169,8 +188,9 @@ class _Sender:
     An async context manager.
     """
 
-    def __init__(self, settings: Settings, by: str) -> None:
+    def __init__(self, settings: Settings, by: str, edit: bytes | None) -> None:
         self._settings = settings
+        self._edit = edit
         self._by = by
         self._limits: dict[str, int] = {}
 
@@ -226,6 +246,8 @@ class _Sender:
                         # -1: the broker recognized a repetition, but no longer remembers its offset.
                         to = RecordId(topic, partition, offset + n if offset >= 0 else -1)
                         note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.record, to)
+                        if self._edit is not None:
+                            note.before, note.after = _text(letter.value or b""), _text(self._edit)
                         notes.setdefault(letter.partition, []).append(
                             (letter.id.encode(), msgspec.json.encode(note))
                         )
@@ -262,7 +284,7 @@ class _Sender:
                 record = {
                     "timestamp": now,
                     "key": letter.key,
-                    "value": letter.value,
+                    "value": letter.value if self._edit is None else self._edit,
                     "headers": redriven_headers(letter),
                 }
                 if builder is None or builder.append(**record) is None:
@@ -302,6 +324,10 @@ class _Sender:
             if isinstance(result, BaseException):
                 raise result
         return [result.offset for result in results]
+
+
+def _text(value: bytes) -> str:
+    return base64.b64encode(value).decode()
 
 
 def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from audit.checkpoint import last_audit
 from contracts.topics import DLQ, WORKERS
 from errors import OrdersError
+from operations.answers import failed
 from operations.auditing import CHECKPOINTS
 from queries.attention import attention_counts
 from queries.databases import Databases
@@ -29,6 +30,7 @@ from queries.errors import Unavailable
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
+from streams.control import ControlReader, Pause, held_by, span
 from streams.lag import LagReader
 from streams.reports import SECONDS_GOOD, LaneReport, WorkerReport, decode
 from wire.log import LogReader
@@ -60,10 +62,16 @@ class LaneStatus(NamedTuple):
     """Seconds for which its batch hasn't got on."""
     why: str | None
     """What it waits for."""
+    held: int = 0
+    """Those of its records that lie in topics that are paused."""
+    paused: str | None = None
+    """For how long it has been paused, by whom and why; None: it isn't."""
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it, for a person; None: nothing."""
+        if self.paused is not None:
+            return f"is {self.paused}"
         if self.waiting is not None:
             return f"waits for {self.waiting:.0f} s: {self.why}"
         if self.still is not None and self.still > STILL_SECONDS:
@@ -93,24 +101,27 @@ class Status(NamedTuple):
     """Of those that said something lately, by name."""
     lanes: list[LaneStatus]
     servers: dict[str, str | None]
-    """Server -> why it didn't answer this command; None: it answered."""
+    """Server -> how it failed this command ("doesn't answer: ..."); None: it answered."""
     dead_letters: DeadLetters
     jobs: list[dict[str, Any]] | None
     """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
     audit: str | None
     """When the last audit on this machine left its checkpoint, RFC 3339."""
+    paused: tuple[Pause, ...] = ()
+    """The oldest first."""
     attention: dict[str, int] | None = None
     """Kind of what a person should look at -> how many orders it holds of; None: Postgres didn't tell."""
 
     @property
     def problems(self) -> list[str]:
         """What a person should look at, the worst first. Empty: all is well."""
-        said = [f"{name} doesn't answer: {why}" for name, why in self.servers.items() if why is not None]
+        said = [f"{name} {why}" for name, why in self.servers.items() if why is not None]
         if not self.members:
             said.append("no worker is running: start one with orders worker")
         for each in self.workers:
             away = [f"{server} hasn't answered for {since:.0f} s" for server, since in each.away.items()]
             said += [f"worker {each.worker}: {what}" for what in (each.stuck, *away, each.waits) if what]
+        said += [f"{each} is {_lasting(each, self.at)}" for each in self.paused if each.kind != "lane"]
         return said + [f"lane {lane.lane} {lane.problem}" for lane in self.lanes if lane.problem]
 
 
@@ -127,6 +138,7 @@ class StatusReader:
         async with AsyncExitStack() as stack:
             self._lag = await stack.enter_async_context(LagReader(self._settings))
             self._log = await stack.enter_async_context(LogReader(self._settings, "orders-status"))
+            self._control = await stack.enter_async_context(ControlReader(self._settings))
             self._redis = await stack.enter_async_context(
                 open_client(self._settings, timeout=SERVER_SECONDS, retry=ONCE)
             )
@@ -149,8 +161,13 @@ class StatusReader:
         """
         now = time.time()
         lag: Counter[int] = Counter()
-        for (_, partition), position in (await self._lag.lag()).items():
+        held: Counter[int] = Counter()
+        pauses = await self._control.paused()
+        topics = held_by(pauses)[1]
+        for (topic, partition), position in (await self._lag.lag()).items():
             lag[partition] += position.lag
+            held[partition] += position.lag if topic in topics else 0
+        lanes = {each.name: _lasting(each, now) for each in pauses if each.kind == "lane"}
         workers = latest([report async for report in self._reports(now)], now)
         jobs, postgres = await self._bulk_jobs()
         redis = await self._redis_answers()
@@ -158,11 +175,15 @@ class StatusReader:
             now,
             await self._lag.members(),
             workers,
-            [lane_status(lane, count, workers, now) for lane, count in sorted(lag.items())],
+            [
+                lane_status(lane, count, workers, now)._replace(held=held[lane], paused=lanes.get(str(lane)))
+                for lane, count in sorted(lag.items())
+            ],
             {"kafka": None, "postgres": postgres, "redis": redis},
             await self._dead_letters(now),
             jobs,
             last_audit(self._settings.data / CHECKPOINTS),
+            pauses,
             await self._attention(),
         )
 
@@ -204,10 +225,10 @@ class StatusReader:
             async with asyncio.timeout(SERVER_SECONDS):
                 rows = await self._jobs.jobs()
         except OrdersError as error:
-            return None, error.message
+            return None, failed(error)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._jobs.drop()
-            return None, f"{type(error).__name__}: {error}".strip(": ")
+            return None, failed(error)
         return [row for row in rows if row["completed_at"] is None], None
 
     async def _attention(self) -> dict[str, int] | None:
@@ -221,8 +242,12 @@ class StatusReader:
         try:
             await self._redis.ping()
         except (RedisError, OSError, OrdersError) as error:
-            return f"{type(error).__name__}: {error}".strip(": ")
+            return failed(error)
         return None
+
+
+def _lasting(pause: Pause, now: float) -> str:
+    return f"paused for {span(pause.seconds(now))} by {pause.by}: {pause.why}"
 
 
 def latest(reports: Sequence[WorkerReport], now: float) -> list[WorkerReport]:

@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from settings import Settings
 from sinks.clients import ONCE, open_client
 from sinks.redis import behind
+from streams.control import paused
 from streams.lag import LagReader, by_topic, total
 
 POLL_SECONDS: Final = 0.2
@@ -107,6 +108,11 @@ async def wait(
             if left and seconds >= SAY_AFTER and "nobody" not in said and not await reader.members():
                 said.add("nobody")
                 say(f"{sum(left.values()):,} records are left; {_NOBODY}")
+            if left and seconds >= SAY_AFTER and "paused" not in said:
+                said.add("paused")
+                pauses = ", ".join(map(str, await paused(settings)))
+                if pauses:
+                    say(f"paused: {pauses}; what is held back isn't handled before orders resume")
             pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
             await asyncio.sleep(pause)
             lag = await reader.lag()

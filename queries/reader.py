@@ -460,11 +460,21 @@ class Reader:
             raise _not_yet(seen)
         raise Unavailable("no database answers")
 
+    async def waiting(self, query: statements.Query) -> Sequence[Sequence[Any]]:
+        """Return rows of a list of queries.worklists. Only for those that see everything.
+
+        Reads a whole table, so a process reads one at a time.
+        """
+        rows: Sequence[Sequence[Any]]
+        async with self._alone():
+            rows, _ = await self._list(lambda database: database.rows(query), None)
+        return rows
+
     # -- looking for something -------------------------------------------------------------------------------
 
     async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
-        """What has this id, as (order, user, seller, parcel, return or item; the id of the order, user or
-        seller that it leads to). Of all callers, so only for those that see everything.
+        """What has this id, as (order, checkout, cart, user, seller, parcel, return, item, payment or refund;
+        the id of the order, user or seller that it leads to). Only for those that see everything.
         """
         summary, refilled = await self.cache.order(id_)
         if summary is not None or refilled is not None:

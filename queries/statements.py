@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from contracts import money, times
+from contracts import ids, money, times
 from contracts.statuses import (
     ClosedBecauseText,
     ParcelStatusText,
@@ -443,28 +443,37 @@ def _tracking() -> sa.Select[Any]:
 
 
 def found(id_: UUID) -> Query:
-    """(kind, id of the order, user or seller that it leads to) of everything that has this id: a row a kind
-    but for parcels, returns and items, whose ids are only unique within an order; some of each.
+    """(kind, id of the order, user or seller that it leads to) of everything that has this id: a row of
+    orders, checkouts, users and sellers; some of carts, and of what is only unique within an order.
+
+    Every partition is looked into, by the primary key of each table or an index that begins with the id. A
+    checkout has no row: its order's id follows from its own.
     """
-    return Query(_found(), {"id": id_})
+    return Query(_found(), {"id": id_, "of_checkout": UUID(bytes=ids.uuid5(id_.bytes, "order"))})
 
 
 @cache
 def _found() -> sa.CompoundSelect[Any]:
     id_ = _value("id", _order.c.id)
 
-    def one(kind: str, shown: sa.ColumnElement[Any], where: sa.ColumnElement[Any], most: int) -> Any:
+    def one(
+        kind: str, shown: sa.ColumnElement[Any], where: sa.ColumnElement[Any], most: int, value: Any = id_
+    ) -> Any:
         # Of a subquery, since a branch of a union has no limit of its own.
-        rows = sa.select(shown.label("leads_to")).where(where == id_).limit(_rows(most)).subquery()
+        rows = sa.select(shown.label("leads_to")).where(where == value).limit(_rows(most)).subquery()
         return sa.select(sa.literal_column(f"'{kind}'").label("kind"), rows.c.leads_to)
 
     return sa.union_all(
         one("order", _order.c.id, _order.c.id, 1),
+        one("checkout", _order.c.id, _order.c.id, 1, _value("of_checkout", _order.c.id)),
+        one("cart", _order.c.id, _order.c.cart_id, FOUND),
         one("user", _order.c.user_id, _order.c.user_id, 1),
         one("seller", _item.c.seller_id, _item.c.seller_id, 1),
         one("parcel", _shipment.c.order_id, _shipment.c.id, FOUND),
         one("return", _return.c.order_id, _return.c.id, FOUND),
         one("item", _item.c.order_id, _item.c.id, FOUND),
+        one("payment", _payment.c.order_id, _payment.c.id, FOUND),
+        one("refund", _refund.c.order_id, _refund.c.id, FOUND),
     )
 
 
@@ -714,7 +723,7 @@ def as_head(row: Sequence[Any]) -> Head:
         user_id,
         status,
         currency,
-        _amount(total, currency),
+        as_amount(total, currency),
         _time(created_at),
         _time(updated_at),
         version_,
@@ -736,8 +745,8 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
         head.updated_at,
         head.version,
         region,
-        _amount(discount, currency),
-        _amount(tax, currency),
+        as_amount(discount, currency),
+        as_amount(tax, currency),
         [_item_of(each, currency) for each in _items.decode(items or "[]")],
         [
             ParcelDetails(*_parcel_fields(each), _iso(each.created_at), _iso(each.updated_at), each.version)
@@ -778,10 +787,10 @@ def _item_of(each: _Item, currency: str) -> Item:
         each.warehouse_id,
         each.sku,
         each.quantity,
-        _amount(each.price, currency),
-        _amount(each.shipping_amount, currency),
-        _amount(each.tax_amount, currency),
-        _amount(each.shipping_tax_amount, currency),
+        as_amount(each.price, currency),
+        as_amount(each.shipping_amount, currency),
+        as_amount(each.tax_amount, currency),
+        as_amount(each.shipping_tax_amount, currency),
     )
 
 
@@ -790,12 +799,12 @@ def _suborder_details(each: _Suborder, currency: str) -> SuborderDetails:
         each.suborder_id,
         each.seller_id,
         each.status,
-        _amount(each.total_amount, currency),
+        as_amount(each.total_amount, currency),
         each.closed_because,
-        _amount(each.items_amount, currency),
-        _amount(each.shipping_amount, currency),
-        _amount(each.discount_amount, currency),
-        _amount(each.tax_amount, currency),
+        as_amount(each.items_amount, currency),
+        as_amount(each.shipping_amount, currency),
+        as_amount(each.discount_amount, currency),
+        as_amount(each.tax_amount, currency),
         each.units_ordered,
         each.units_live,
         each.units_in_transit,
@@ -811,7 +820,7 @@ def _payment_of(each: _Payment) -> Payment:
     return Payment(
         each.payment_id,
         each.status,
-        None if each.amount is None or each.currency is None else _amount(each.amount, each.currency),
+        None if each.amount is None or each.currency is None else as_amount(each.amount, each.currency),
         each.currency,
         each.method,
         _iso(each.created_at),
@@ -833,8 +842,8 @@ def _refund_of(each: _Refund) -> Refund:
         each.refund_id,
         each.number,
         each.status,
-        _amount(each.amount, each.currency),
-        _amount(each.tax_amount, each.currency),
+        as_amount(each.amount, each.currency),
+        as_amount(each.tax_amount, each.currency),
         each.currency,
         each.cause,
         each.cause_id,
@@ -934,8 +943,8 @@ def _moments(details: OrderDetails) -> list[Moment]:
     return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
 
 
-def _amount(text: str, currency: str) -> str:
-    """numeric(20,4) as text -> with the currency's digits, as the pipeline writes it."""
+def as_amount(text: str, currency: str) -> str:
+    """Convert numeric(20,4) as text to text with the currency's digits, as the pipeline writes it. Pure."""
     whole, _, fraction = text.partition(".")
     digits = money.DIGITS.get(currency, 4)
     return f"{whole}.{fraction[:digits].ljust(digits, '0')}" if digits else whole

@@ -37,6 +37,7 @@ _ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 ("sum(up{JOB})", "targets that answer"),
             ],
         ),
+        Panel("Paused", "s", [("max by (kind, name) (orders_paused_seconds{JOB})", "{{kind}} {{name}}")]),
     ),
     "Flow": (
         Panel(

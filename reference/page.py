@@ -99,7 +99,8 @@ def _opening() -> Iterator[str]:
     yield "|---|---|"
     yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
-    internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.PARTITIONS))
+    ledgers = (topics.REDRIVEN, topics.RESOLVED, topics.PARTITIONS, topics.CONTROL, topics.OPERATIONS)
+    internal = _links((topics.DECISIONS, topics.REKEYED, *ledgers))
     yield from _prose(f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)}).")
 
 
@@ -230,7 +231,15 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         """
         What `orders dlq redrive` has sent back: compacted, kept for ever. Key `PARTITION:OFFSET` of a dead
         letter, value JSON: `at`, `by`, `count`, `reason`, `origin` and `to` ([topic, partition, offset] of
-        the refused record and of the one that was sent).
+        the refused record and of the one that was sent). If another value was sent (`--edit`), `before` and
+        `after` hold both in base64.
+        """
+    )
+    yield from _heading(f"### {topics.RESOLVED}")
+    yield from _prose(
+        """
+        Dead letters that need nothing more (`orders dlq resolve`): compacted, all in partition 0. Key
+        `PARTITION:OFFSET` of a dead letter, value JSON: `at`, `by`, `why` and `origin`; none: taken back.
         """
     )
     yield from _heading(f"### {topics.PARTITIONS}")
@@ -239,6 +248,23 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition
         0). Value JSON: `partitions`, the number by which an order's lane is found, and `former`, those of
         before: an order's older records are in partition hash mod each. Empty where there were never more.
+        """
+    )
+    yield from _heading(f"### {topics.CONTROL}")
+    yield from _prose(
+        """
+        What is paused ([operations.md](operations.md#pause-and-resume)): compacted, all in partition 0. Key
+        `KIND:NAME`: lane and its number, topic and its name, type and its name. Value JSON: `since`, `by`,
+        `why`; none: it goes on.
+        """
+    )
+    yield from _heading(f"### {topics.OPERATIONS}")
+    yield from _prose(
+        """
+        Written by every command that writes ([operations.md](operations.md)): kept for ever, all in partition
+        0. Key: the operation's id. Value JSON: `id`, `began`, `by` (user@host, or a key's name), `command`,
+        `arguments` (without secrets) and `why`; a second record under the same id, when it has ended, has
+        `ended`, `outcome` (done, failed, interrupted) and `detail` beside.
         """
     )
 

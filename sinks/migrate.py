@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import asyncpg
 import sqlalchemy as sa
@@ -22,7 +22,15 @@ from errors import OrdersError
 from settings import Settings
 from sinks.connection import connect as connection_to
 from sinks.connection import watched
-from sinks.schema import ENUMS, PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
+from sinks.schema import (
+    DIALECT,
+    ENUMS,
+    PARTITION_COLUMNS,
+    TABLES,
+    PartitionBy,
+    build_metadata,
+    build_views,
+)
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -238,6 +246,48 @@ def _require_whole(connection: sa.Connection) -> None:
     lacking = _lacking(connection, _columns(connection))
     if lacking:
         raise _torn(f"it lacks {_some(lacking)}")
+
+
+class Dropped(NamedTuple):
+    """A view or an index that isn't there."""
+
+    kind: Literal["view", "index"]
+    name: str
+    statement: str
+    """What makes it again, in one line."""
+
+
+async def dropped(settings: Settings, partition_by: PartitionBy) -> list[Dropped]:
+    """The views and indexes of ours that aren't there in a schema of the newest revision; none of another.
+
+    Workers write without them, and somebody may have dropped them on purpose. Raises what asyncpg raises.
+    Blocks.
+    """
+
+    def run(connection: sa.Connection) -> list[Dropped]:
+        if _revision_of(connection) != Alembic.head():
+            return []
+        there = set(
+            connection.scalars(
+                sa.text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+            ).all()
+        )
+        metadata = build_metadata(partition_by)
+        ours: list[Dropped] = []
+        for index in (each for table in metadata.tables.values() for each in table.indexes):
+            statement = sa.schema.CreateIndex(index).compile(dialect=DIALECT)
+            ours.append(Dropped("index", str(index.name), str(statement)))
+        for name, select in build_views(metadata).items():
+            query = select.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
+            ours.append(Dropped("view", name, f"CREATE VIEW {name} AS {query}"))
+        return [
+            each._replace(statement=" ".join(each.statement.split()))
+            for each in sorted(ours)
+            if each.name not in there
+        ]
+
+    async with connect(settings) as connection:
+        return await connection.run_sync(run)
 
 
 def _require(actual: Layout, expected: Layout) -> None:

@@ -1,14 +1,7 @@
 """The sink of record: the tables, written by one statement for each batch.
 
-Several ways to pass the rows were measured (2,000 events, 3,570 rows, a third of them new, tables of 120,000
-orders; CPU per row in this process and in Postgres):
-
-- each column as one JSON array: 1.9 us and 19 to 22 us; this is used
-- each column as text[]: 6 to 9 us and 21 us
-- each column as uuid[] or text[]: 9 to 10 us and 19 us
-- rows as composite literals: 3.6 us and 23 us
-- UPDATE ... FROM before the INSERT: 46 us in Postgres
-- four statements in a transaction: the same CPU, and five more round trips
+Each column is one array in Postgres's binary format (sinks.arrays). The other ways to pass the rows that were
+measured cost more: docs/decisions/0065.
 """
 
 from __future__ import annotations
@@ -19,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import asyncpg
-import msgspec
 import sqlalchemy as sa
 from msgspec import structs
 
 from domain.shapes import Row
 from settings import Settings
+from sinks import arrays
 from sinks.availability import Availability
 from sinks.connection import Connector, HalfOpen, TablesTakenAway, tables_there, watched
 from sinks.rows import ROWS, RowBatch
@@ -32,24 +25,42 @@ from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
 log = logging.getLogger(__name__)
 
-_encode = msgspec.json.Encoder().encode
+_METADATA = build_metadata()
 
 
-def given_rows(table: sa.Table, first: int) -> str:
-    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see
-    columns_of)."""
-    names = ROWS[table.name].__struct_fields__
-    types = [table.columns[name].type.compile(DIALECT) for name in names]
-    arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
-    return (
-        f"SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
-        f" FROM ROWS FROM ({', '.join(arrays)}) new({', '.join(names)})"
-    )
+def given_rows(table: sa.Table, first: int, form: str = "") -> str:
+    """SELECT of the rows given by parameters $first, ..., one array for each field of a row (see
+    columns_of). `form`: "::text" where each is the text of an array (see texts_of)."""
+    columns = [table.columns[name] for name in ROWS[table.name].__struct_fields__]
+    # In the list of what is selected, not in FROM: there each would be a table of its own.
+    given = [
+        f"unnest(${at}{form}::{arrays.type_of(arrays.kind_of(column))}[]) AS {column.name}"
+        for at, column in enumerate(columns, first)
+    ]
+    values = [f"{column.name}::{column.type.compile(DIALECT)}" for column in columns]
+    return f"SELECT {', '.join(values)} FROM (SELECT {', '.join(given)}) new"
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Rows as given_rows takes them: one JSON array for each field."""
-    return [_encode(column).decode() for column in zip(*map(structs.astuple, rows), strict=True)]
+@functools.cache
+def _kinds_of(table: str) -> bytes:
+    columns = _METADATA.tables[table].columns
+    return bytes(arrays.kind_of(columns[name]) for name in ROWS[table].__struct_fields__)
+
+
+def columns_of(table: str, rows: Sequence[Row]) -> Sequence[bytes | str]:
+    """Rows of a table as given_rows takes them, on a connection that arrays.accept() has been told of: one
+    array for each field. Raises asyncpg.DataError for a value that isn't of its column's type, unless the
+    server finds it.
+    """
+    try:
+        return arrays.pack(map(structs.astuple, rows), _kinds_of(table))
+    except (ValueError, TypeError) as error:
+        raise asyncpg.DataError(f"{table}: {error}") from error
+
+
+def texts_of(table: str, rows: Sequence[Row]) -> list[str]:
+    """Rows of a table as given_rows takes them as text, on any connection: one array for each field."""
+    return arrays.texts(map(structs.astuple, rows), _kinds_of(table))
 
 
 def _upsert(table: sa.Table, first: int, schema: str) -> str:
@@ -96,6 +107,10 @@ def check_columns() -> None:
         if name in ROWS and set(ROWS[name].__struct_fields__) != set(table.columns.keys()):
             differ = sorted(set(ROWS[name].__struct_fields__) ^ set(table.columns.keys()))
             raise TypeError(f"{ROWS[name].__name__} and the columns of {name} differ: {', '.join(differ)}")
+
+
+async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    arrays.accept(connection)
 
 
 async def _keep(connection: object) -> None:
@@ -155,6 +170,7 @@ class PostgresSink:
             # A connection never holds anything that would have to be reset, and asyncpg's
             # reset is a round trip a batch.
             reset=_keep,
+            init=_prepare,
         )
 
     async def write(self, batch: RowBatch, /) -> int:
@@ -252,9 +268,9 @@ class PostgresSink:
     async def _write(
         self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
     ) -> int:
-        arguments: list[str] = []
-        for rows in filled.values():
-            arguments += columns_of(rows)
+        arguments: list[bytes | str] = []
+        for table, rows in filled.items():
+            arguments += columns_of(table, rows)
         by = self._partition_by or await self._read_partition_by(connection)
         return cast(int, await connection.fetchval(statement(tuple(filled), by, self._schema), *arguments))
 

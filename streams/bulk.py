@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC
 from itertools import groupby
 from operator import itemgetter
@@ -34,6 +34,7 @@ from domain import events
 from settings import Settings
 from sinks.bulk import BulkJobs
 from streams import metrics
+from streams.control import Control
 from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.pace import LOOK, Pace, Seen
@@ -51,6 +52,8 @@ TICK: Final = 0.05
 """Seconds of events that leave at once.
 What leaves together is in front of what comes next; what leaves apart is a batch each.
 """
+FETCH_MS: Final = 500
+"""Milliseconds after which it is looked at anew what is paused."""
 MAKE_UP: Final = 0.25
 """Seconds that are made up for, of those in which events were due and none left: about what a part takes
 beside its events. No more, for it would be a burst.
@@ -86,6 +89,10 @@ class Unpacker:
         self._sending = asyncio.Event()
         """Set while somebody sends, so that the group is looked at."""
         self._watching: asyncio.Task[None] | None = None
+        self._control = Control(settings, self._hold)
+        self._held: frozenset[str] = frozenset()
+        """Topics that are paused."""
+        self._following: asyncio.Task[None] | None = None
         self._never = asyncio.Event()
         self._consumer = clients.consumer(
             settings,
@@ -108,7 +115,9 @@ class Unpacker:
         try:
             await self._lag.__aenter__()
             await self._producer.start()
+            await self._control.start()
             await self._consumer.start()
+            self._following = asyncio.ensure_future(self._control.follow())
             self._watching = asyncio.ensure_future(self._watch())
         except BaseException:
             await self.close()
@@ -122,9 +131,10 @@ class Unpacker:
 
     async def close(self) -> None:
         """Leave the group and close all connections."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        beside = [task for task in (self._watching, self._following) if task is not None]
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         metrics.BULK_RATE.set(0)
         await self._consumer.stop()
         await self._producer.stop()
@@ -138,7 +148,7 @@ class Unpacker:
         than retry_limit.
         """
         while True:
-            record = await self._consumer.getone()
+            record = await self._next()
             await self._unpack_part(record)
             try:
                 await self._consumer.commit(
@@ -149,6 +159,23 @@ class Unpacker:
                 # it still, and a later commit counts for this one too.
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
             self._delivery.recovered(LANE)
+
+    def _hold(self, lanes: Collection[int], topics: Collection[str]) -> None:
+        self._held = frozenset(topics)
+
+    async def _next(self) -> Any:
+        """The next part of a topic that isn't paused. Blocks until there is one. Raises KafkaError."""
+        while True:
+            free = [place for place in self._consumer.assignment() if place.topic not in self._held]
+            if not free:
+                await asyncio.sleep(TICK)
+                continue
+            try:
+                fetched = await self._consumer.getmany(*free, timeout_ms=FETCH_MS, max_records=1)
+            except IllegalStateError:
+                continue  # the group has shared the partitions out anew
+            for records in fetched.values():
+                return records[0]
 
     async def _unpack_part(self, record: Any) -> None:
         """Unpack one record, until everything that it contains is acknowledged."""

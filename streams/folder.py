@@ -431,7 +431,7 @@ class BatchFolder:
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
-                _project_parts(batch, order_id, raw_id, each, row)
+                _project_parts(batch, order_id, raw_id, each, row, brief)
             work.cache.append(self._entry(order_id, order, brief))
 
     def _entry(self, order_id: str, order: Order, brief: Summary) -> CacheEntry:
@@ -568,7 +568,7 @@ class BatchFolder:
 
 
 def _project_parts(
-    batch: RowBatch, order_id: str, raw_id: bytes, changed: OrderInBatch, row: OrderRow
+    batch: RowBatch, order_id: str, raw_id: bytes, changed: OrderInBatch, row: OrderRow, brief: Summary
 ) -> None:
     """Add the rows of an order's parts that have changed, all of them once it is created."""
     order = changed.order
@@ -576,7 +576,7 @@ def _project_parts(
         # Their version and times are the order's.
         batch.attention += attention_rows(order_id, raw_id, order, *rows.fact_times(order))
     if changed.suborders or changed.created:
-        batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals)
+        batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals, brief.suborders)
     if changed.created:
         batch.items += rows.item_rows(order_id, order)
         batch.shipments += rows.shipment_rows(order_id, order)

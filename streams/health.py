@@ -11,6 +11,7 @@ from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams import metrics
+from streams.control import Control
 from streams.probes import Health
 from streams.reports import LaneReport, WorkerReport, report_of
 from streams.transport import BatchApp
@@ -24,11 +25,15 @@ _NOT_OPEN: Final = "lanes aren't open yet"
 class HealthWatch:
     """Looks at one worker's lanes and servers. Everything is called in the worker's event loop."""
 
-    def __init__(self, app: BatchApp, rows: PostgresSink, cache: RedisSink) -> None:
+    def __init__(
+        self, app: BatchApp, rows: PostgresSink, cache: RedisSink, control: Control | None = None
+    ) -> None:
         self._app = app
         self._rows = rows
         self._cache = cache
+        self._control = control
         self._lanes: set[str] = set()
+        self._paused: set[tuple[str, str]] = set()
         self._counted = {"retries": 0, "rewinds": 0}
 
     def away(self) -> dict[str, float]:
@@ -71,6 +76,17 @@ class HealthWatch:
         report.waits = None if self._app.ready else _NOT_OPEN
         return report
 
+    def _measure_paused(self, wall: float) -> None:
+        pauses = () if self._control is None else self._control.paused
+        for each in pauses:
+            metrics.PAUSED.labels(each.kind, each.name).set(1)
+            metrics.PAUSED_SECONDS.labels(each.kind, each.name).set(each.seconds(wall))
+        paused: set[tuple[str, str]] = {(each.kind, each.name) for each in pauses}
+        for gone in self._paused - paused:
+            metrics.PAUSED.remove(*gone)
+            metrics.PAUSED_SECONDS.remove(*gone)
+        self._paused = paused
+
     async def watch(self) -> None:
         """Keep the metrics of lanes and servers up to date, until cancelled."""
         while True:
@@ -98,6 +114,7 @@ class HealthWatch:
             ):
                 gauge.remove(gone)
         self._lanes = names
+        self._measure_paused(wall)
         away = self.away()
         for server in ("kafka", "postgres", "redis"):
             metrics.SERVER_AWAY.labels(server).set(away.get(server, 0.0))

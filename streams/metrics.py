@@ -90,6 +90,15 @@ SERVER_AWAY: Final = Gauge(
     ["server"],
 )
 """server: kafka, postgres, redis."""
+PAUSED: Final = Gauge(
+    "orders_paused",
+    "1 for each lane, topic and type of event that is paused (orders pause), on every worker.",
+    ["kind", "name"],
+)
+"""kind: lane, topic, type."""
+PAUSED_SECONDS: Final = Gauge(
+    "orders_paused_seconds", "Seconds for which it has been paused.", ["kind", "name"]
+)
 RETRIES: Final = Counter("orders_retries_total", "Attempts at a batch that failed and are made again.")
 REWINDS: Final = Counter(
     "orders_rewinds_total", "Times that records were lost on their way to a lane and read again."

@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from contracts.bulk import is_unpacked
-from contracts.topics import INTERNAL
+from contracts.topics import INPUT, INTERNAL
 from settings import Settings
 from sinks.base import Sink
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch
 from streams import metrics
 from streams.cache import CacheKeeper
+from streams.flood import Flood
 from streams.folder import BatchFolder, BatchOutput
 from streams.transport import LaneBatch, Record
 
@@ -50,6 +51,8 @@ class Pipeline:
         self.folder = BatchFolder(settings)
         self.cache = CacheKeeper(settings, table, cache, self.folder.entry_of)
         self.opened = self.cache.opened
+        self.flood: Flood | None = None
+        """Is told how many records of each input topic were refused."""
         self._at_once = settings.batch_records
         self._folding = asyncio.Lock()
         """Held by the one lane that folds: two that took turns would both be done late, and then wait for the
@@ -75,6 +78,10 @@ class Pipeline:
             progress.done += 1
             metrics.step_took(name, perf_counter() - started)
         _count(work)
+        if self.flood is not None:
+            for (topic, outcome), count in work.outcomes.items():
+                if outcome == "refused" and topic in INPUT:
+                    self.flood.add(topic, count, monotonic())
 
     async def _fold(self, batch: LaneBatch) -> BatchOutput:
         """Steps 1 and 2. Writes nothing. Blocks on the local disk, for a slice of the batch at a time. Raises

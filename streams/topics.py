@@ -172,6 +172,10 @@ _REDRIVEN: Final = (
     ),
 )
 
+_RESOLVED: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "The latest word on each dead letter."),
+)
+
 _PARTITIONS: Final = (
     TopicConfig(
         "cleanup.policy",
@@ -179,6 +183,15 @@ _PARTITIONS: Final = (
         "exactly",
         "One note, for ever: without it the history before a change would not be found.",
     ),
+)
+
+_CONTROL: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "What is paused stays so until somebody resumes it."),
+)
+
+_OPERATIONS: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "Each note counts, none replaces another."),
+    TopicConfig("retention.ms", "-1", "free", "Who did what is asked years later, too."),
 )
 
 _CHANGELOG: Final = (
@@ -232,7 +245,10 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(names.CLOCK, _CLOCK),
         spec(names.WORKERS, _WORKERS),
         spec(names.REDRIVEN, _REDRIVEN),
+        spec(names.RESOLVED, _RESOLVED),
         spec(names.PARTITIONS, _PARTITIONS),
+        spec(names.CONTROL, _CONTROL),
+        spec(names.OPERATIONS, _OPERATIONS),
         *(spec(name, (*_KEPT_FOR_EVER, taken)) for name in names.BULK),
         spec(names.BULK_COMPLETED, (*_DERIVED, written)),
     ]

@@ -2,7 +2,8 @@
 
 A batch's rows are written before its states. So the last states that a lane has written are a watermark: the
 rows of their orders have their versions, or higher ones. They haven't once Postgres was restored to an older
-point, or a standby took over that was behind. Workers don't mend that: they go on, and say what does.
+point, or a standby took over that was behind. Rows that were deleted show when a page of all orders is
+compared, one after the other in turn. Workers don't mend that: they go on, and say what does.
 
 Traffic makes single orders whole, those that were written last first. So once one is found behind, all of the
 lane's orders are looked at, as they are once tables were gone, and the lane counts as behind until each was
@@ -32,6 +33,10 @@ TELL_AFTER: Final = 3.0
 """Seconds for which lanes are gathered that the log then names in one line."""
 AGAIN: Final = 30.0
 """Seconds after which orders that were behind are looked at again."""
+ROUND: Final = 5.0
+"""Seconds between two pages of a lane of which nothing is known to be behind, for each lane that the worker
+has: it looks at one in this time, however many they are.
+"""
 PAGE_PAUSE: Final = 0.02
 """Seconds between two pages of all orders' states, of whichever lane: the lanes have work to do, and so has
 Postgres.
@@ -76,6 +81,9 @@ class _Search:
     written at once when it is back, and whole.
     """
     looked_at: float = 0.0
+    round: bytes = b""
+    """Key behind which the page begins that is looked at next though nothing is known to be behind."""
+    round_at: float = 0.0
 
     @property
     def searching(self) -> bool:
@@ -90,6 +98,8 @@ class Watermark:
         self._table = table
         self._rows = rows
         self._paging = asyncio.Lock()
+        self._lanes = 0
+        """How many are watched."""
         self._behind: set[int] = set()
         """Lanes of which orders are behind, or may be still."""
         self._untold: dict[int, float] = {}
@@ -100,6 +110,7 @@ class Watermark:
         # Of a lane that nothing is known of, as after orders partitions, all orders are looked at too.
         search = _Search(lane, lane.found == NOTE, None if lane.found == "" else b"")
         search.taken_away = self._rows.taken_away
+        self._lanes += 1
         try:
             if search.found:
                 self._tell(search)
@@ -118,11 +129,12 @@ class Watermark:
         except Exception:
             log.exception("lane %d: its rows aren't compared with its states any more", lane.partition)
         finally:
+            self._lanes -= 1
             self._forget(lane.partition)
 
     async def _look(self, search: _Search) -> None:
         """One step: the states written last if there is a new connection, those that were behind if it is
-        time, and a page of all others while these are searched.
+        time, else a page in turn; and a page of all others while these are searched.
         """
         now = asyncio.get_running_loop().time()
         connections = self._rows.connections
@@ -133,7 +145,7 @@ class Watermark:
             states = lane.get_states(self._table, keys)
             latest = _expected((k, s) for k, s in zip(keys, states, strict=True) if s is not None)
             search.behind = await self._compare(latest | search.behind)
-            search.connections, search.looked_at = connections, now
+            search.connections, search.looked_at, search.round_at = connections, now, now
             # After tables were gone, what waited for them may have made all of the latest orders whole.
             if search.behind or search.found or search.taken_away != self._rows.taken_away:
                 search.after = b""
@@ -141,6 +153,9 @@ class Watermark:
         elif search.behind and now >= search.looked_at + AGAIN:
             search.behind = await self._compare(search.behind)
             search.looked_at = now
+        elif search.after is None and now >= search.round_at + ROUND * self._lanes:
+            await self._go_round(search)
+            search.round_at = now
         search.latest = latest_keys
         if search.after is not None and search.searching:
             async with self._paging:
@@ -153,6 +168,14 @@ class Watermark:
             search.found = lasts
             search.lane.leave_note(NOTE if lasts else "")
         self._tell(search)
+
+    async def _go_round(self, search: _Search) -> None:
+        """Compare the next page of all orders, and look at all of them once one is behind."""
+        page = search.lane.states_after(self._table, search.round)
+        search.behind = await self._compare(_expected(page.states.items()))
+        search.round = page.until or b""
+        if search.behind:
+            search.after = b""
 
     async def _compare(self, expected: dict[str, int]) -> dict[str, int]:
         versions = await self._rows.versions([*expected]) if expected else {}
@@ -178,8 +201,8 @@ class Watermark:
         self._untold.clear()
         log.error(
             "Postgres went back in time (restored to an older point, or a standby took over that was behind),"
-            " or tables that an upgrade added aren't filled yet: of lanes %s, orders have older rows than"
-            " they had, or none; run orders repair --rows, beside the workers",
+            " rows were deleted, or tables that an upgrade added aren't filled yet: of lanes %s, orders have"
+            " older rows than they had, or none; run orders repair --rows, beside the workers",
             lanes,
         )
 

@@ -190,6 +190,17 @@ async def fresh(migrated: None, settings: Settings) -> AsyncIterator[Settings]:
 
 
 @pytest.fixture
+def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that write begin without a Kafka in which to note it."""
+    from operations import journal
+
+    async def begin(*_: object, **__: object) -> None: ...
+
+    monkeypatch.setattr(journal, "begin", begin)
+    monkeypatch.setattr(journal, "end", begin)
+
+
+@pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
     from cli import main

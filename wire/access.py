@@ -17,6 +17,7 @@ import signal
 import ssl
 import subprocess
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -90,6 +91,10 @@ class SecuritySettings(Protocol):
     def kafka_oauth_token_command(self) -> Hidden:
         """For OAUTHBEARER: program and arguments; empty: the file."""
 
+    @property
+    def oauth_extensions(self) -> Mapping[str, str]:
+        """For OAUTHBEARER: what is sent with the token."""
+
 
 class BadFile(OrdersError):
     """A certificate or a key that can't be read or used."""
@@ -148,6 +153,10 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
         """The token of OAUTHBEARER. Blocks while the command runs. Raises NoToken."""
         self.shown = await self._token()
         return self.shown
+
+    def extensions(self) -> dict[str, str]:
+        """What is sent with the token of OAUTHBEARER."""
+        return dict(self._settings.oauth_extensions)
 
     async def _token(self) -> str:
         if self._command:

@@ -93,12 +93,17 @@ class Events:
     The same files give the same bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read every file. Blocks; takes about 2 KB of memory an order.
+    def __init__(self, folder: Path, *, since: int | None = None, until: int | None = None) -> None:
+        """Read every file. Blocks; takes about 2 KB of memory an order. `since`, `until`: only what happened
+        from then on, or before, microseconds.
 
         Raises SourceError naming file, line and column.
         """
-        self._planned = _plan(folder)
+        self._planned = [
+            event
+            for event in _plan(folder)
+            if (since is None or event.time_us >= since) and (until is None or event.time_us < until)
+        ]
 
     def __len__(self) -> int:
         return len(self._planned)

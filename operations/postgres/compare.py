@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from operations.postgres import ddl
-from sinks.postgres import columns_of, given_rows
+from sinks.postgres import given_rows, texts_of
 from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata
 
@@ -133,7 +133,8 @@ async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Seque
     differences: list[Difference] = []
     for table in TABLES:
         if table in by_table:
-            expected, arguments = given_rows(_METADATA.tables[table], 2), columns_of(by_table[table])
+            expected = given_rows(_METADATA.tables[table], 2, "::text")
+            arguments = texts_of(table, by_table[table])
         else:
             expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
         differences += _differences(

@@ -23,14 +23,15 @@ from uuid import UUID
 import msgspec
 from aiokafka.errors import KafkaTimeoutError
 
-from contracts import bulk, errors, ids, incoming
+from contracts import bulk, errors, ids, incoming, times
 from contracts.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
 from contracts.errors import Refused, SourceError
 from domain import events
 from operations.submit.cutover import CutOver
 from operations.submit.files import USUAL, Bounds, copied, no_room, temporary, write
+from operations.submit.flat import FlatCsv
 from operations.submit.mapped import MappedCsv
-from operations.submit.mapping import Mapping
+from operations.submit.mapping import FlatMapping, Mapping
 from operations.submit.parquet import Parquet
 from operations.submit.rows import Csv, Row, ndjson
 from settings import Settings
@@ -111,6 +112,33 @@ class Job:
         return self.reasons.total()
 
 
+class Parts:
+    """Cuts a job's events into parts, and writes these to its spool."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._events: list[bytes] = []
+        self._size = 0
+
+    def add(self, value: bytes) -> None:
+        """Add the next event. Raises SourceError when there is no room."""
+        if self._events and (len(self._events) >= PART_EVENTS or self._size + len(value) > PART_BYTES):
+            self.end()
+        self._events.append(value)
+        self._size += len(value)
+        self._job.accepted += 1
+
+    def end(self) -> None:
+        """End the part that was begun."""
+        if not self._events:
+            return
+        joined = b",".join(self._events)
+        self._job.parts.append((self._job.spool.tell(), len(joined)))
+        write(self._job.spool, joined)
+        self._events.clear()
+        self._size = 0
+
+
 def prepare(
     path: str,
     kind: Kind,
@@ -120,35 +148,29 @@ def prepare(
     format: Format | None = None,
     job: str | None = None,
     bounds: Bounds = USUAL,
-    mapping: Mapping | None = None,
+    mapping: Mapping | FlatMapping | None = None,
     cut_over: CutOver = NOTHING_OLD,
+    take: Callable[[int, bytes], None] = lambda _, __: None,
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
     """Read and validate a file (`-`: stdin), by a `mapping` if its columns are somebody else's.
-    `cut_over` is for orders. `refuse` gets each line that can't be taken in, `progress` the lines read.
+    `cut_over` is for orders. `take` gets each line that can be taken in, and its event, `refuse` each that
+    can't, `progress` the lines read.
 
     Needs as much room below $TMPDIR as the file
     has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a whole:
     then nothing of it counts.
     """
-    if mapping is not None and kind != "orders":
-        raise SourceError("a mapping is for files of orders", f"leave it out for {kind}")
+    if mapping is not None and kind != (mapping.kind if isinstance(mapping, FlatMapping) else "orders"):
+        raise SourceError(f"the mapping {mapping.name} was loaded for files of another kind")
     content, unpacked, packed = copied(path, stack, stdin, bounds, utf16=mapping is not None)
     file_format = format or _sniff(content)
     digest = _digest(unpacked, mapping, cut_over)
     job_ = Job(
         job or bulk.job_id(kind, digest), kind, file_format, digest, packed, unpacked, temporary(stack)
     )
-    events_of_part: list[bytes] = []
-    size = 0
-
-    def flush() -> None:
-        joined = b",".join(events_of_part)
-        job_.parts.append((job_.spool.tell(), len(joined)))
-        write(job_.spool, joined)
-        events_of_part.clear()
-
+    parts = Parts(job_)
     if mapping is None:
         rows = _rows(path, content, kind, job_, bounds, stack)
     else:
@@ -159,27 +181,25 @@ def prepare(
             progress(job_.lines)
         if kind == "orders":
             row = cut_over.applied(row)
+            if mapping is not None and "live_from" not in row.values:
+                # Its column is there in every export; of a new order it says nothing.
+                row.values.pop("refunded_amount", None)
         try:
             value = encode(kind, job_.id, row, bounds.event)
         except Refused as refused:
             job_.reasons[refused.code] += 1
             refuse(Refusal(row.line, refused.code, refused.detail))
             continue
-        if events_of_part and (len(events_of_part) >= PART_EVENTS or size + len(value) > PART_BYTES):
-            flush()
-            size = 0
-        events_of_part.append(value)
-        size += len(value)
-        job_.accepted += 1
+        parts.add(value)
+        take(row.line, value)
         job_.old += kind == "orders" and cut_over.is_old(row)
-    if events_of_part:
-        flush()
-    if not job_.lines:
+    parts.end()
+    if not job_.lines and not (isinstance(mapping, FlatMapping) and mapping.is_choosy):
         raise SourceError(f"{path}: holds no {kind}")
     return job_
 
 
-def _digest(content: str, mapping: Mapping | None, cut_over: CutOver) -> str:
+def _digest(content: str, mapping: Mapping | FlatMapping | None, cut_over: CutOver) -> str:
     """That of a job: read by another mapping, or live from another time, the same file is another job."""
     parts = [content]
     if mapping is not None:
@@ -219,6 +239,7 @@ def encode(kind: Kind, job: str, row: Row, most: int = EVENT_BYTES) -> bytes:
     for name, text in (("id", id_), ("time", time)):
         if not isinstance(text, str):
             raise Refused(errors.FIELD_MALFORMED, f"$.{name}: not text")
+    times.parse(time, "$.time")
     try:
         value = msgspec.json.encode({**values, "id": id_, "time": time})
         headers = bulk.headers_of(type_, id_, time, "/bulk")
@@ -324,12 +345,21 @@ def _rows(
 
 
 def _mapped(
-    path: str, content: io.BufferedReader, mapping: Mapping, job: Job, bounds: Bounds, stack: ExitStack
+    path: str,
+    content: io.BufferedReader,
+    mapping: Mapping | FlatMapping,
+    job: Job,
+    bounds: Bounds,
+    stack: ExitStack,
 ) -> Iterator[Row]:
     if content.peek(4).startswith(b"PAR1") or job.format == "parquet":
         raise SourceError(f"{path}: Parquet, and a mapping is for CSV; nothing of it was sent")
     job.format = "csv"
-    table = MappedCsv(path, content, mapping, bounds, stack)
+    table = (
+        FlatCsv(path, content, mapping, bounds, stack)
+        if isinstance(mapping, FlatMapping)
+        else MappedCsv(path, content, mapping, bounds, stack)
+    )
     job.ignored += table.ignored
     return table.rows()
 

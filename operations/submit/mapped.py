@@ -21,9 +21,10 @@ from contracts.bulk import EVENT_BYTES
 from contracts.errors import Refused, SourceError
 from contracts.incoming import MOST_ITEMS
 from operations.submit.cells import BLANKS
+from operations.submit.fields import Line, Unreadable
 from operations.submit.files import Bounds, no_room, temporary, write
-from operations.submit.mapping import Mapping
-from operations.submit.orders import Line, Unreadable, order
+from operations.submit.mapping import FlatMapping, Mapping
+from operations.submit.orders import order
 from operations.submit.rows import Csv, Record, Row
 
 _BLOCK: Final = 1 << 20
@@ -42,20 +43,8 @@ class MappedCsv:
         Raises SourceError: the text isn't of its encoding, a column is missing or stands twice, there is no
         room.
         """
-        encoding = _encoding(path, content, mapping)
-        utf8 = content if encoding == "utf-8" else _as_utf8(path, content, encoding, stack)
         self._mapping = mapping
-        table = Csv(
-            path,
-            utf8,
-            bounds,
-            delimiter=mapping.file.delimiter,
-            foreign=True,
-            encoding=encoding.upper() if encoding.startswith("utf") else encoding,
-        )
-        self._at = _positions(path, table.columns, mapping)
-        taken = {*self._at.values()}
-        self.ignored = [name for n, name in enumerate(table.columns) if name and n not in taken]
+        table, self._at, self.ignored = opened(path, content, mapping, bounds, stack)
         self._broken: list[Row] = []
         self._lost: int | None = None
         self._db = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
@@ -140,11 +129,34 @@ class MappedCsv:
             return Row(first, {}, refused)
 
 
+def opened(
+    path: str, content: io.BufferedReader, mapping: Mapping | FlatMapping, bounds: Bounds, stack: ExitStack
+) -> tuple[Csv, dict[str, int], list[str]]:
+    """A file of CSV as a mapping says it is written, where each column that the mapping names stands, and the
+    columns that it doesn't name.
+
+    Blocks. Raises SourceError: the text isn't of its encoding, a column is missing or stands twice, there is
+    no room below $TMPDIR.
+    """
+    encoding = _encoding(path, content, mapping)
+    table = Csv(
+        path,
+        content if encoding == "utf-8" else _as_utf8(path, content, encoding, stack),
+        bounds,
+        delimiter=mapping.file.delimiter,
+        foreign=True,
+        encoding=encoding.upper() if encoding.startswith("utf") else encoding,
+    )
+    at = _positions(path, table.columns, mapping)
+    taken = {*at.values()}
+    return table, at, [name for n, name in enumerate(table.columns) if name and n not in taken]
+
+
 def _in_line(detail: str, line: int, first: int) -> str:
     return detail if line == first else f"in line {line}: {detail}"
 
 
-def _encoding(path: str, content: io.BufferedReader, mapping: Mapping) -> str:
+def _encoding(path: str, content: io.BufferedReader, mapping: Mapping | FlatMapping) -> str:
     """Tell how a file is encoded: by its byte order mark, or as the mapping says. Raises SourceError."""
     start = content.peek(4)[:4]
     marked = next((name for mark, name in _BOMS if start.startswith(mark)), None)
@@ -180,7 +192,7 @@ def _as_utf8(path: str, content: io.BufferedReader, encoding: str, stack: ExitSt
     return stack.enter_context(io.BufferedReader(copy))
 
 
-def _positions(path: str, columns: list[str], mapping: Mapping) -> dict[str, int]:
+def _positions(path: str, columns: list[str], mapping: Mapping | FlatMapping) -> dict[str, int]:
     """Where each column that a mapping names stands. Raises SourceError: it is missing, or twice."""
     folded = [name.casefold() for name in columns]
     positions: dict[str, int] = {}
@@ -200,7 +212,7 @@ def _positions(path: str, columns: list[str], mapping: Mapping) -> dict[str, int
     return positions
 
 
-def _missing(path: str, name: str, columns: list[str], mapping: Mapping) -> SourceError:
+def _missing(path: str, name: str, columns: list[str], mapping: Mapping | FlatMapping) -> SourceError:
     if len(columns) == 1:
         other = next((mark for mark in ",;\t|" if mark in columns[0]), None)
         if other is not None and other != mapping.file.delimiter:

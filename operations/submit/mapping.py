@@ -1,4 +1,4 @@
-"""Mappings: which column of somebody's file each field of an order comes from (docs/mapping.md).
+"""Mappings: which column of somebody's file each field of an event comes from (docs/mapping.md).
 
 A mapping is TOML. Its form is checked by the types below, what they can't say by `_wrong`.
 """
@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -26,6 +26,7 @@ MOST_BYTES: Final = 1 << 20
 
 _READY: Final = resources.files("operations.submit") / "mappings"
 
+M = TypeVar("M", bound=Struct)
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Names = Annotated[list[Name], Meta(min_length=1, max_length=20)]
 Constant = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -65,6 +66,33 @@ class Number(_Strict):
 
     column: Name | None = None
     constant: Constant | None = None
+
+
+class Refunded(_Strict):
+    """What was paid back: a column or a constant. `optional`: the file may be without the column."""
+
+    column: Name | None = None
+    constant: Constant | None = None
+    optional: bool = False
+
+
+class Word(_Strict):
+    """One of an event's own words: a column, and what its `words` mean, or a constant."""
+
+    column: Name | None = None
+    constant: Constant | None = None
+    words: dict[str, Name] = {}
+
+
+class When(_Strict):
+    """Which lines tell of one: those with a cell in a column (`filled`), or with one of the words `yes`.
+    Lines with an empty cell or one of the words `no` don't; any other word is refused.
+    """
+
+    filled: Name | None = None
+    column: Name | None = None
+    yes: Names = msgspec.field(default_factory=lambda: ["true", "yes", "1"])
+    no: Names = msgspec.field(default_factory=lambda: ["false", "no", "0"])
 
 
 class Total(_Strict):
@@ -126,6 +154,8 @@ class OrderFields(_Strict, rename=None):
     shipping_amount: Number | None = None
     taxes: Annotated[list[Tax], Meta(max_length=20)] = []
     prices_include_tax: Choice | None = None
+    live_from: Time | None = None
+    refunded_amount: Refunded | None = None
 
 
 class ItemFields(_Strict, rename=None):
@@ -142,6 +172,60 @@ class ItemFields(_Strict, rename=None):
     taxes: Annotated[list[Tax], Meta(max_length=20)] = []
     shipping_taxes: Annotated[list[Tax], Meta(max_length=20)] = []
     taxable: Choice | None = None
+
+
+class PaymentFields(_Strict, rename=None):
+    """[payment]: a line is a payment."""
+
+    order_id: Id
+    payment_id: Id
+    time: Time
+    amount: Number
+    currency: Text
+    method: Text | None = None
+    when: When | None = None
+
+
+class ShipmentFields(_Strict, rename=None):
+    """[shipment]: a line is a scan of a parcel, which holds all the seller's units, or so many of an item."""
+
+    order_id: Id
+    shipment_id: Id
+    seller_id: Id
+    time: Time
+    status: Word
+    carrier: Text | None = None
+    tracking_number: Text | None = None
+    warehouse_id: Id | None = None
+    item_id: Id | None = None
+    quantity: Number | None = None
+    when: When | None = None
+
+
+class ReturnFields(_Strict, rename=None):
+    """[return]: a line is a stage of a return."""
+
+    order_id: Id
+    return_id: Id
+    item_id: Id
+    time: Time
+    status: Word
+    reason: Text
+    quantity: Number | None = None
+    restock: Choice | None = None
+    when: When | None = None
+
+
+class CancellationFields(_Strict, rename=None):
+    """[cancellation]: a line is an order, or a seller's part of it, or some units, that was called off."""
+
+    order_id: Id
+    time: Time
+    reason: Text
+    seller_id: Id | None = None
+    item_id: Id | None = None
+    quantity: Number | None = None
+    when: When | None = None
 
 
 class FileFormat(_Strict):
@@ -165,7 +249,18 @@ class Ids(_Strict):
     namespace: UUID
 
 
-Field: TypeAlias = Text | Id | Number | Total | Discount | Time | Tax | Choice
+Field: TypeAlias = Text | Id | Number | Refunded | Total | Discount | Time | Tax | Choice | Word | When
+FlatFields: TypeAlias = PaymentFields | ShipmentFields | ReturnFields | CancellationFields
+
+SECTIONS: Final = {
+    "payments": "payment",
+    "shipments": "shipment",
+    "returns": "return",
+    "cancellations": "cancellation",
+}
+"""What a file holds, of which a line is one -> the table of a mapping that says its columns."""
+_OF_ORDERS: Final = frozenset({"lines", "order", "item", "items", "tax-on"})
+"""Keys that say how orders are read."""
 
 
 class Mapping(_Strict):
@@ -193,13 +288,6 @@ class Mapping(_Strict):
     def how(self) -> Numbers:
         """How its numbers are written."""
         return Numbers(self.numbers.decimal, self.numbers.thousands, tuple(self.numbers.currency))
-
-    @property
-    def times(self) -> Times:
-        """How its times are written."""
-        field = self.order.time
-        fold = {"earlier": 0, "later": 1, None: None}[field.twice]
-        return Times(field.format, None if field.zone is None else ZoneInfo(field.zone), fold)
 
     def namespace(self) -> bytes:
         """The namespace of made ids, 16 bytes; only for a mapping that makes some."""
@@ -230,7 +318,64 @@ class Mapping(_Strict):
         return list(dict.fromkeys([*self.key_columns, *_columns_of(fields)]))
 
 
-def _fields_of(place: str, table: OrderFields | ItemFields) -> Iterator[tuple[str, Field]]:
+class FlatMapping(_Strict):
+    """How the files are read of which a line is one event. `kind`, `digest` and `name` are set by `load`."""
+
+    order_number: Names | None = None
+    fill_down: Names = msgspec.field(default_factory=list)
+    payment: PaymentFields | None = None
+    shipment: ShipmentFields | None = None
+    return_: ReturnFields | None = msgspec.field(default=None, name="return")
+    cancellation: CancellationFields | None = None
+    file: FileFormat = msgspec.field(default_factory=FileFormat)
+    numbers: NumberFormat = msgspec.field(default_factory=NumberFormat)
+    ids: Ids | None = None
+    kind: str = ""
+    digest: str = ""
+    name: str = ""
+
+    @property
+    def how(self) -> Numbers:
+        """How its numbers are written."""
+        return Numbers(self.numbers.decimal, self.numbers.thousands, tuple(self.numbers.currency))
+
+    def namespace(self) -> bytes:
+        """The namespace of made ids, 16 bytes; only for a mapping that makes some."""
+        assert self.ids is not None
+        return self.ids.namespace.bytes
+
+    def section(self, kind: str) -> FlatFields | None:
+        """The fields of what a file of this kind holds; None: it doesn't say."""
+        fields: FlatFields | None = getattr(self, {"returns": "return_"}.get(kind, SECTIONS[kind]))
+        return fields
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether not every line tells of one: there may be none."""
+        table = self.section(self.kind)
+        return table is not None and table.when is not None
+
+    def fields(self) -> Iterator[tuple[str, Field]]:
+        """Every field that is mapped, with its place in the mapping."""
+        for kind, place in SECTIONS.items():
+            if (table := self.section(kind)) is not None:
+                yield from _fields_of(place, table)
+
+    def columns(self, *, optional: bool = True) -> list[str]:
+        """Every column that it names for its kind, each once."""
+        table = self.section(self.kind)
+        assert table is not None, "load has looked"
+        fields = (field for _, field in _fields_of("", table))
+        return list(dict.fromkeys([*(self.order_number or ()), *self.fill_down, *_columns_of(fields)]))
+
+
+def times_of(field: Time) -> Times:
+    """How a field's times are written."""
+    fold = {"earlier": 0, "later": 1, None: None}[field.twice]
+    return Times(field.format, None if field.zone is None else ZoneInfo(field.zone), fold)
+
+
+def _fields_of(place: str, table: OrderFields | ItemFields | FlatFields) -> Iterator[tuple[str, Field]]:
     for name in table.__struct_fields__:
         value = getattr(table, name)
         if isinstance(value, list):
@@ -242,7 +387,7 @@ def _fields_of(place: str, table: OrderFields | ItemFields) -> Iterator[tuple[st
 def _columns_of(fields: Iterable[Field]) -> list[str]:
     named: list[str] = []
     for field in fields:
-        for key in ("column", "subtotal", "code_column"):
+        for key in ("column", "subtotal", "code_column", "filled"):
             named += [name] if (name := getattr(field, key, None)) is not None else []
         for key in ("first_of", "columns"):
             named += getattr(field, key, None) or []
@@ -262,23 +407,75 @@ def ready_text(name: str) -> str:
 
 
 def load(name: str) -> Mapping:
-    """The mapping of a ready one's name, or in a file. Blocks. Raises MappingError."""
+    """The mapping of a ready one's name, or in a file, for files of orders. Blocks. Raises MappingError."""
+    return parse(_content(name), name)
+
+
+def load_for(kind: str, name: str) -> Mapping | FlatMapping:
+    """The same for files of any kind. Blocks. Raises MappingError."""
+    return load(name) if kind == "orders" else parse_flat(_content(name), name, kind)
+
+
+def namespace_of(name: str) -> bytes:
+    """The namespace, 16 bytes, of the ids that a mapping makes. Blocks. Raises MappingError: it has none."""
+    ids = _table(_content(name), name).get("ids")
+    if ids is None:
+        raise MappingError(f"{name}: no [ids], so it makes none")
+    return _converted(ids, Ids, name).namespace.bytes
+
+
+def _content(name: str) -> bytes:
     if name in ready():
-        return parse(ready_text(name).encode(), name)
+        return ready_text(name).encode()
     path = Path(name)
     if path.suffix != ".toml" and not path.exists():
         ready_text(name)
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            return file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise MappingError(f"--mapping {name}: {why}", "check the path") from None
-    return parse(content, name)
 
 
 def parse(content: bytes, name: str) -> Mapping:
-    """A mapping from its bytes; `name` stands in its errors. Raises MappingError: what, where, what to do."""
+    """A mapping of orders from its bytes; `name` stands in its errors.
+
+    Raises MappingError: what, where, what to do.
+    """
+    table = _table(content, name)
+    flat = {key: table.pop(key) for key in (*SECTIONS.values(), "fill-down") if key in table}
+    mapping = _converted({**table}, Mapping, name)
+    if flat:
+        _flat({**{key: value for key, value in table.items() if key not in _OF_ORDERS}, **flat}, name)
+    wrong = next(_wrong(mapping), None)
+    if wrong is not None:
+        raise MappingError(f"{name}: {wrong}")
+    return msgspec.structs.replace(mapping, digest=hashlib.sha256(content).hexdigest(), name=name)
+
+
+def parse_flat(content: bytes, name: str, kind: str) -> FlatMapping:
+    """A mapping of what has a line each, from its bytes; as parse. It may say, too, how orders are read."""
+    table = _table(content, name)
+    mapping = _flat({key: value for key, value in table.items() if key not in _OF_ORDERS}, name)
+    if mapping.section(kind) is None:
+        raise MappingError(
+            f"{name}: no [{SECTIONS[kind]}], so it reads no {kind}",
+            "add the table (docs/mapping.md), or leave the mapping out for a file with our own columns",
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    return msgspec.structs.replace(mapping, digest=digest, name=name, kind=kind)
+
+
+def _flat(table: dict[str, Any], name: str) -> FlatMapping:
+    mapping = _converted(table, FlatMapping, name)
+    wrong = next(_wrong_flat(mapping), None)
+    if wrong is not None:
+        raise MappingError(f"{name}: {wrong}")
+    return mapping
+
+
+def _table(content: bytes, name: str) -> dict[str, Any]:
     if len(content) > MOST_BYTES:
         raise MappingError(f"{name}: more than {MOST_BYTES:,} bytes")
     try:
@@ -289,19 +486,19 @@ def parse(content: bytes, name: str) -> Mapping:
         raise MappingError(f"{name}: not TOML ({error})") from None
     except (RecursionError, ValueError) as error:
         raise MappingError(f"{name}: not TOML ({type(error).__name__})") from None
-    for key in ("digest", "name"):
+    for key in ("digest", "name", "kind"):
         if key in table:
             raise MappingError(f"{name}: {key} is no key of a mapping")
+    return table
+
+
+def _converted(table: dict[str, Any], into: type[M], name: str) -> M:
     try:
-        mapping = msgspec.convert(table, Mapping)
+        return msgspec.convert(table, into)
     except msgspec.ValidationError as error:
         raise MappingError(f"{name}: {_place(str(error))}") from None
     except RecursionError:
         raise MappingError(f"{name}: nested too deep") from None
-    wrong = next(_wrong(mapping), None)
-    if wrong is not None:
-        raise MappingError(f"{name}: {wrong}")
-    return msgspec.structs.replace(mapping, digest=hashlib.sha256(content).hexdigest(), name=name)
 
 
 def _place(said: str) -> str:
@@ -335,6 +532,17 @@ def _wrong(mapping: Mapping) -> Iterator[str]:
     yield from _shared_and_own(mapping)
 
 
+def _wrong_flat(mapping: FlatMapping) -> Iterator[str]:
+    if mapping.fill_down and mapping.order_number is None:
+        yield "fill-down needs order-number: cells are filled from lines of the same order"
+    for place, field in mapping.fields():
+        for what in _wrong_field(field, mapping, place):
+            yield f"{place}: {what}"
+    for table in (mapping.shipment, mapping.cancellation):
+        if table is not None and (table.item_id is None) != (table.quantity is None):
+            yield "item_id and quantity need each other"
+
+
 def _shared_and_own(mapping: Mapping) -> Iterator[str]:
     for item in [*mapping.items, *([] if mapping.item is None else [mapping.item])]:
         if item.shipping_amount is not None and mapping.order.shipping_amount is not None:
@@ -343,16 +551,16 @@ def _shared_and_own(mapping: Mapping) -> Iterator[str]:
             yield "taxes are given for the order and for its items; leave out one"
 
 
-def _wrong_field(field: Field, mapping: Mapping, place: str) -> Iterator[str]:
+def _wrong_field(field: Field, mapping: Mapping | FlatMapping, place: str) -> Iterator[str]:
     ways = [
         name
-        for name in ("column", "first_of", "columns", "constant", "subtotal", "from_")
+        for name in ("column", "first_of", "columns", "constant", "subtotal", "from_", "filled")
         if getattr(field, name, None) is not None
     ]
     if len(ways) != 1:
         asked = [
             each.removesuffix("_").replace("_", "-")
-            for each in ("column", "first_of", "columns", "constant", "subtotal", "from_")
+            for each in ("column", "first_of", "columns", "constant", "subtotal", "from_", "filled")
             if each in field.__struct_fields__
         ]
         yield f"needs exactly one of {', '.join(asked)}"
@@ -360,24 +568,33 @@ def _wrong_field(field: Field, mapping: Mapping, place: str) -> Iterator[str]:
         yield from _wrong_id(field, mapping, place)
     if isinstance(field, Time):
         yield from _wrong_time(field)
-    if isinstance(field, Number) and field.constant is not None:
+    if isinstance(field, Number | Refunded) and field.constant is not None:
         whole = place.endswith(".quantity")
         form = r"[0-9]{1,9}" if whole else r"(0|[1-9][0-9]{0,17})(\.[0-9]{1,4})?"
         if not re.fullmatch(form, field.constant):
             yield f"constant {field.constant!r} is no {'whole number' if whole else 'amount like 4.90'}"
     if isinstance(field, Tax) and (field.code is None) == (field.code_column is None):
         yield "needs exactly one of code, code-column"
-    if isinstance(field, Choice):
+    if isinstance(field, Word) and field.words and field.constant is not None:
+        yield "a constant is one of the event's own words; it needs no words"
+    if isinstance(field, Choice | When):
         both = {each.casefold() for each in field.yes} & {each.casefold() for each in field.no}
         if both:
             yield f"{min(both)!r} is both yes and no"
-        if field.from_ is not None and not place.endswith(".prices_include_tax"):
+        if (
+            isinstance(field, Choice)
+            and field.from_ is not None
+            and not place.endswith(".prices_include_tax")
+        ):
             yield "from is for prices_include_tax alone"
 
 
-def _wrong_id(field: Id, mapping: Mapping, place: str) -> Iterator[str]:
+def _wrong_id(field: Id, mapping: Mapping | FlatMapping, place: str) -> Iterator[str]:
     if field.from_ is not None:
-        if not place.endswith(".item_id"):
+        flat = isinstance(mapping, FlatMapping)
+        if flat and mapping.order_number is None:
+            yield "from needs order-number: which lines are of one order"
+        if not place.endswith(".item_id") and (not flat or place.endswith((".order_id", ".seller_id"))):
             yield "from is for item_id alone"
         if field.uuid5 is not None:
             yield "from needs no uuid5: it is made in the namespace of the order's id"

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from contracts import errors, ids, money
 from contracts.errors import Refused
-from operations.submit import cells
-from operations.submit.cells import Unclear, made_id, moment
-from operations.submit.mapping import Choice, Id, ItemFields, Mapping, Number, Tax, Text, Time
-
-T = TypeVar("T")
-
-
-class Line(NamedTuple):
-    """A record of the file: its line, and the cells of mapped columns that aren't empty."""
-
-    number: int
-    cells: dict[str, str]
-
-
-class Unreadable(Exception):
-    """Why an order can't be read, and in which line."""
-
-    def __init__(self, line: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.line, self.code, self.detail = line, code, detail
+from operations.submit.fields import Fields, Line, Unreadable, where
+from operations.submit.mapping import ItemFields, Mapping, Number, Tax
 
 
 class _Goods(NamedTuple):
@@ -51,42 +33,39 @@ def order(mapping: Mapping, lines: Sequence[Line]) -> dict[str, Any]:
     return _Order(mapping, lines).values()
 
 
-class _Order:
+class _Order(Fields):
     def __init__(self, mapping: Mapping, lines: Sequence[Line]) -> None:
+        super().__init__(mapping)
         self._mapping, self._lines = mapping, lines
         self._first = lines[0]
-        self._digits = 0
 
     def values(self) -> dict[str, Any]:
         """Put the order together."""
         fields, head = self._mapping.order, self._head()
-        currency = self._text(fields.currency, "currency", head)
-        digits = money.DIGITS.get(currency)
-        if digits is None:
-            raise Refused(errors.CURRENCY_UNKNOWN, f"{_where(fields.currency, 'currency')}: not ISO 4217")
-        self._digits = digits
-        order_id = self._id(fields.order_id, "order_id", head)
+        currency = self.currency(fields.currency, head)
+        order_id = self.id_of(fields.order_id, "order_id", head)
         goods = self._goods(head, order_id)
         values: dict[str, Any] = {
             "order_id": order_id,
-            "time": self._time(fields.time, head),
-            "user_id": self._id(fields.user_id, "user_id", head),
+            "time": self.time(fields.time, head),
+            "user_id": self.id_of(fields.user_id, "user_id", head),
             "currency": currency,
         }
-        if fields.region is not None and (region := self._maybe(fields.region, head)) is not None:
+        if fields.region is not None and (region := self.maybe(fields.region, head)) is not None:
             values["region"] = region
         discount = self._discount(head, goods)
         shipping = self._shipping(head, goods)
         taxes = self._taxes(head, goods, shipping, discount)
         total, included = self._total(head, goods, shipping, discount, taxes)
-        values["total_amount"] = self._amount(total)
+        values["total_amount"] = self.amount(total)
         if discount:
-            values["discount_amount"] = self._amount(discount)
+            values["discount_amount"] = self.amount(discount)
+        values |= self._taken_over(head)
         if included is not None:
             values["prices_include_tax"] = included
         values["items"] = [
             each.values
-            | ({"shipping_amount": self._amount(cost)} if cost else {})
+            | ({"shipping_amount": self.amount(cost)} if cost else {})
             | ({"taxes": self._listed(tax[0])} if tax[0] else {})
             | ({"shipping_taxes": self._listed(tax[1])} if tax[1] else {})
             for each, cost, tax in zip(goods, shipping, taxes, strict=True)
@@ -111,91 +90,15 @@ class _Order:
                     )
         return Line(self._first.number, head)
 
-    def _text(self, field: Text | Id, name: str, line: Line) -> str:
-        text = self._maybe(field, line)
-        if text is None:
-            raise Unreadable(line.number, errors.FIELD_MISSING, f"{_where(field, name)}: empty")
-        return text
-
-    @staticmethod
-    def _maybe(field: Any, line: Line) -> str | None:
-        if field.constant is not None:
-            return str(field.constant)
-        names = [field.column] if field.column is not None else getattr(field, "first_of", None) or []
-        return next((line.cells[name] for name in names if name in line.cells), None)
-
-    def _id(self, field: Id, name: str, line: Line) -> str:
-        if field.columns is not None:
-            missing = next((each for each in field.columns if each not in line.cells), None)
-            if missing is not None:
-                raise Unreadable(line.number, errors.FIELD_MISSING, f"column {missing!r} ($.{name}): empty")
-            values = [line.cells[each] for each in field.columns]
-        else:
-            values = [self._text(field, name, line)]
-        if any(value.startswith("=") for value in values):
-            raise Unreadable(
-                line.number,
-                errors.FIELD_MALFORMED,
-                f"{_where(field, name)}: a spreadsheet's formula; export its value",
-            )
-        if field.uuid5 is not None:
-            return made_id(self._mapping.namespace(), field.uuid5, values)
-        try:
-            return str(UUID(values[0]))
-        except ValueError:
-            raise Unreadable(
-                line.number,
-                errors.FIELD_MALFORMED,
-                f"{_where(field, name)}: not a UUID; with uuid5 in the mapping one is made of it",
-            ) from None
-
-    def _time(self, field: Time, head: Line) -> str:
-        if field.constant is not None:
-            return field.constant
-        text = self._text(Text(column=field.column), "time", head)
-        return self._clear(head, field, "time", lambda: moment(text, self._mapping.times, self._mapping.how))
-
-    def _clear(self, line: Line, field: Any, name: str, read: Callable[[], T]) -> T:
-        try:
-            return read()
-        except Unclear as error:
-            raise Unreadable(line.number, errors.FIELD_MALFORMED, f"{_where(field, name)}: {error}") from None
-
-    def _money(self, field: Any, name: str, line: Line) -> int | None:
-        """Return an amount in minor units; None: its cell is empty."""
-        if field.constant is not None:
-            return self._clear(
-                line, field, name, lambda: cells.amount(field.constant, cells.Numbers("."), self._digits)
-            )
-        text = line.cells.get(field.column)
-        if text is None:
-            return None
-        return self._clear(line, field, name, lambda: cells.amount(text, self._mapping.how, self._digits))
-
-    def _column(self, column: str, name: str, line: Line) -> int:
-        """Return an amount that has to be there."""
-        amount = self._money(Number(column=column), name, line)
-        if amount is None:
-            raise Unreadable(line.number, errors.FIELD_MISSING, f"column {column!r} ($.{name}): empty")
-        return amount
-
-    def _choice(self, field: Choice, name: str, line: Line) -> bool:
-        if field.constant is not None:
-            return field.constant
-        text = line.cells.get(field.column or "")
-        if text is None:
-            raise Unreadable(line.number, errors.FIELD_MISSING, f"column {field.column!r} ({name}): empty")
-        for words, answer in ((field.yes, True), (field.no, False)):
-            if text.casefold() in [word.casefold() for word in words]:
-                return answer
-        raise Unreadable(
-            line.number,
-            errors.FIELD_MALFORMED,
-            f"column {field.column!r} ({name}): none of {', '.join([*field.yes, *field.no])}",
-        )
-
-    def _amount(self, minor: int) -> str:
-        return money.text(minor, self._digits)
+    def _taken_over(self, head: Line) -> dict[str, Any]:
+        """Return until when another system handled the order, and what it paid back, as far as told."""
+        fields, values = self._mapping.order, {}
+        live_from, refunded = fields.live_from, fields.refunded_amount
+        if live_from is not None and (live_from.constant or (live_from.column or "") in head.cells):
+            values["live_from"] = self.time(live_from, head, "live_from")
+        if refunded is not None and (amount := self.money(refunded, "refunded_amount", head)) is not None:
+            values["refunded_amount"] = self.amount(amount)
+        return values
 
     # -- items -----------------------------------------------------------------------------------------------
 
@@ -216,25 +119,25 @@ class _Order:
         if fields.item_id.from_ is not None:
             item_id = ids.uuid5_text(UUID(order_id).bytes, f"item:{position}")
         else:
-            item_id = self._id(fields.item_id, "item_id", line)
-        quantity = self._quantity(fields.quantity, line)
-        price = self._money(fields.price, "price", line)
+            item_id = self.id_of(fields.item_id, "item_id", line)
+        quantity = self.quantity(fields.quantity, line)
+        price = self.money(fields.price, "price", line)
         if price is None:
-            raise Unreadable(line.number, errors.FIELD_MISSING, f"{_where(fields.price, 'price')}: empty")
+            raise Unreadable(line.number, errors.FIELD_MISSING, f"{where(fields.price, 'price')}: empty")
         values: dict[str, Any] = {
             "item_id": item_id,
-            "product_id": self._id(fields.product_id, "product_id", line),
-            "seller_id": self._id(fields.seller_id, "seller_id", line),
-            "sku": self._text(fields.sku, "sku", line),
+            "product_id": self.id_of(fields.product_id, "product_id", line),
+            "seller_id": self.id_of(fields.seller_id, "seller_id", line),
+            "sku": self.text(fields.sku, "sku", line),
             "quantity": quantity,
-            "price": self._amount(price),
+            "price": self.amount(price),
         }
         warehouse = fields.warehouse_id
-        if warehouse is not None and self._given(warehouse, line):
-            values["warehouse_id"] = self._id(warehouse, "warehouse_id", line)
+        if warehouse is not None and self.given(warehouse, line):
+            values["warehouse_id"] = self.id_of(warehouse, "warehouse_id", line)
         shipping = fields.shipping_amount
-        cost = 0 if shipping is None else self._money(shipping, "shipping_amount", line) or 0
-        taxable = fields.taxable is None or self._choice(fields.taxable, "taxable", line)
+        cost = 0 if shipping is None else self.money(shipping, "shipping_amount", line) or 0
+        taxable = fields.taxable is None or self.choice(fields.taxable, "taxable", line)
         return _Goods(
             values,
             line.number,
@@ -245,22 +148,6 @@ class _Order:
             taxable,
         )
 
-    @staticmethod
-    def _given(field: Id, line: Line) -> bool:
-        names = field.columns or field.first_of or [name for name in (field.column,) if name is not None]
-        return field.constant is not None or any(name in line.cells for name in names)
-
-    def _quantity(self, field: Number, line: Line) -> int:
-        text = field.constant if field.constant is not None else line.cells.get(field.column or "")
-        if text is None:
-            raise Unreadable(line.number, errors.FIELD_MISSING, f"{_where(field, 'quantity')}: empty")
-        quantity = self._clear(line, field, "quantity", lambda: cells.whole(text, self._mapping.how))
-        if not 1 <= quantity <= 100_000:
-            raise Unreadable(
-                line.number, errors.FIELD_MALFORMED, f"{_where(field, 'quantity')}: not 1 to 100,000"
-            )
-        return quantity
-
     # -- money -----------------------------------------------------------------------------------------------
 
     def _discount(self, head: Line, goods: list[_Goods]) -> int:
@@ -269,14 +156,14 @@ class _Order:
             return 0
         if field.subtotal is None:
             assert field.column is not None
-            return self._money(Number(column=field.column), "discount_amount", head) or 0
-        subtotal = self._column(field.subtotal, "discount_amount", head)
+            return self.money(Number(column=field.column), "discount_amount", head) or 0
+        subtotal = self.column(field.subtotal, "discount_amount", head)
         discount = sum(each.price for each in goods) - subtotal
         if discount < 0:
             raise Refused(
                 errors.TOTAL_MISMATCH,
-                f"column {field.subtotal!r}: {self._amount(subtotal)} is above what the goods cost,"
-                f" {self._amount(discount + subtotal)}",
+                f"column {field.subtotal!r}: {self.amount(subtotal)} is above what the goods cost,"
+                f" {self.amount(discount + subtotal)}",
             )
         return discount
 
@@ -284,14 +171,14 @@ class _Order:
         field = self._mapping.order.shipping_amount
         if field is None:
             return [each.shipping for each in goods]
-        cost = self._money(field, "shipping_amount", head) or 0
+        cost = self.money(field, "shipping_amount", head) or 0
         return _shared(cost, [each.price for each in goods])
 
     def _by_code(self, fields: Sequence[Tax], name: str, line: Line) -> dict[str, int]:
         """Return the taxes of a line, amounts of the same code added up. Those of nothing are left out."""
         by_code: dict[str, int] = {}
         for field in fields:
-            amount = self._money(Number(column=field.column), name, line)
+            amount = self.money(Number(column=field.column), name, line)
             if not amount:
                 continue
             code = field.code if field.code is not None else line.cells.get(field.code_column or "")
@@ -352,32 +239,32 @@ class _Order:
         if discount > costs:
             raise Refused(
                 errors.DISCOUNT_TOO_LARGE,
-                f"a discount of {self._amount(discount)}, and the goods cost {self._amount(costs)}",
+                f"a discount of {self.amount(discount)}, and the goods cost {self.amount(costs)}",
             )
         known = included is not None and included.from_ is None
-        include = self._choice(included, "prices_include_tax", head) if included and known and tax else None
+        include = self.choice(included, "prices_include_tax", head) if included and known and tax else None
         if field.column is None:
             return before + (0 if include in (None, True) else tax), include
-        total = self._column(field.column, "total_amount", head)
+        total = self.column(field.column, "total_amount", head)
         fits = {True: before, False: before + tax}
         if tax and not known:
             include = next((way for way, amount in fits.items() if amount == total), None)
         expected = fits[include] if include is not None else before
         if total != expected or (tax and include is None):
-            parts = f"goods {self._amount(costs)} + shipping {self._amount(sent)} - discount"
-            parts += f" {self._amount(discount)} = {self._signed(before)}"
+            parts = f"goods {self.amount(costs)} + shipping {self.amount(sent)} - discount"
+            parts += f" {self.amount(discount)} = {self._signed(before)}"
             if tax:
-                parts += f", with taxes of {self._amount(tax)} {self._signed(before + tax)}"
+                parts += f", with taxes of {self.amount(tax)} {self._signed(before + tax)}"
             raise Refused(
-                errors.TOTAL_MISMATCH, f"column {field.column!r}: {self._amount(total)}, but {parts}"
+                errors.TOTAL_MISMATCH, f"column {field.column!r}: {self.amount(total)}, but {parts}"
             )
         return total, include
 
     def _signed(self, minor: int) -> str:
-        return f"-{self._amount(-minor)}" if minor < 0 else self._amount(minor)
+        return f"-{self.amount(-minor)}" if minor < 0 else self.amount(minor)
 
     def _listed(self, by_code: dict[str, int]) -> list[dict[str, str]]:
-        return [{"code": code, "amount": self._amount(amount)} for code, amount in by_code.items()]
+        return [{"code": code, "amount": self.amount(amount)} for code, amount in by_code.items()]
 
 
 def _shared(amount: int, weights: Sequence[int]) -> list[int]:
@@ -385,12 +272,3 @@ def _shared(amount: int, weights: Sequence[int]) -> list[int]:
     if not any(weights):
         return [amount, *(0 for _ in weights[1:])]
     return money.allocate(amount, weights)
-
-
-def _where(field: Any, name: str) -> str:
-    """Return the column of a field, and the field."""
-    names = [getattr(field, "column", None), *(getattr(field, "first_of", None) or [])]
-    names += getattr(field, "columns", None) or []
-    columns = ", ".join(repr(each) for each in names if each is not None)
-    plural = "columns" if "', '" in columns else "column"
-    return f"{plural} {columns} ($.{name})" if columns else f"$.{name}, a constant of the mapping"

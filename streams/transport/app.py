@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, NoReturn, cast
@@ -28,6 +28,7 @@ from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
 from streams.transport.delivery import Delivery, Outage, describe
 from streams.transport.errors import FolderInUse, TooFewPartitions, Unreachable
+from streams.transport.held import Held
 from streams.transport.lane import LaneLook, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.records import Record
@@ -126,6 +127,7 @@ class BatchApp(faust.App):
         self.specs_by_topic: dict[str, LaneSpec] = {}
         self._without_agent: dict[BatchChannel, LaneSpec] = {}
         self.delivery = Delivery(settings)
+        self.held = Held()
         self.limits = Limits(settings.pending_records, settings.pending_bytes)
         self._writes = tuple(writes)
         self._compression = compression
@@ -270,6 +272,16 @@ class BatchApp(faust.App):
     def ready(self) -> bool:
         """True while all lanes that are ours are open: assigned, recovered, delivering. There may be none."""
         return self._consumer is not None and cast(Consumer, self._consumer).standing
+
+    def hold(self, partitions: Collection[int], topics: Collection[str]) -> None:
+        """Leave these partition numbers, and these topics of the lanes, alone until the next call: nothing of
+        them is fetched or handled any more, but a batch that a lane has begun. Topics of ordinary agents
+        aren't held back. Never blocks; to be called in the main thread.
+        """
+        self.held.partitions, self.held.topics = frozenset(partitions), frozenset(topics)
+        consumer = cast("Consumer | None", self._consumer)
+        if consumer is not None:
+            consumer.held_changed()
 
     def look(self) -> list[LaneLook]:
         """How the open lanes do. Never blocks; to be called in the main thread."""

@@ -107,6 +107,13 @@ class Consumer(driver.Consumer):
         self._more.set()
         self._thread.kick()
 
+    def held_changed(self) -> None:
+        """Call when other partitions are held back than before."""
+        for lane in self.lanes.values():
+            lane.look_again()
+        if self.lanes:  # others see it as they open
+            self._fetch_more()
+
     def resume_flow(self) -> None:
         """Call when records may be delivered again."""
         super().resume_flow()
@@ -224,6 +231,7 @@ class Consumer(driver.Consumer):
             rested=self._fetch_more,
             ends=self._ends,
             stretches=app.stretches,
+            held=app.held,
         )
         for topic, partition in sorted(assignment.tps):
             spec = app.specs_by_topic.get(topic)

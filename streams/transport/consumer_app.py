@@ -10,6 +10,7 @@ from faust.types import TP
 
 from streams.transport.config import TransportSettings
 from streams.transport.delivery import Delivery
+from streams.transport.held import Held
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.producer import LaneProducer
 from streams.transport.recovery import ListRecovery
@@ -24,6 +25,7 @@ class ConsumerApp(Protocol):
     specs_by_topic: dict[str, LaneSpec]
     delivery: Delivery
     limits: Limits
+    held: Held
     should_stop: bool
 
     @property

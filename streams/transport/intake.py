@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from streams.transport.held import Held
 from streams.transport.offset_tracker import OffsetTracker, shares
 from streams.transport.records import Slice
 
@@ -22,12 +23,17 @@ class Taken(NamedTuple):
 class Intake:
     """One lane's. Sizes are bytes."""
 
-    __slots__ = ("_batch_records", "_left", "_most_bytes", "_most_records", "_turn", "trackers")
+    __slots__ = ("_batch_records", "_held", "_left", "_most_bytes", "_most_records", "_turn", "trackers")
 
-    def __init__(self, batch_records: int, most_records: int, most_bytes: int) -> None:
-        """At most `batch_records` are taken at once. With `most_records` or `most_bytes` it is full."""
+    def __init__(
+        self, batch_records: int, most_records: int, most_bytes: int, held: Held | None = None
+    ) -> None:
+        """At most `batch_records` are taken at once. With `most_records` or `most_bytes` it is full.
+        Of what is `held` nothing is taken, wanted or counted.
+        """
         self.trackers: list[OffsetTracker] = []
         self._batch_records = batch_records
+        self._held = held or Held()
         self._most_records = most_records
         self._most_bytes = most_bytes
         self._turn = 0
@@ -38,17 +44,17 @@ class Intake:
     @property
     def pending_records(self) -> int:
         """Records in memory that nobody has taken yet."""
-        return sum(tracker.count for tracker in self.trackers)
+        return sum(tracker.count for tracker in self._free)
 
     @property
     def pending_bytes(self) -> int:
         """The same in bytes."""
-        return sum(tracker.size for tracker in self.trackers)
+        return sum(tracker.size for tracker in self._free)
 
     @property
     def oldest(self) -> int | None:
         """When the brokers took the oldest pending record, ms since 1970; None: nothing is pending."""
-        chunks = [tracker.pending[0].records for tracker in self.trackers if tracker.pending]
+        chunks = [tracker.pending[0].records for tracker in self._free if tracker.pending]
         return min((records[0].timestamp for records in chunks if records), default=None)
 
     @property
@@ -59,8 +65,16 @@ class Intake:
     def wanted(self) -> list[OffsetTracker]:
         """Trackers to fetch for. If it is full, the empty ones: no topic starves behind another's backlog."""
         if self.full:
-            return [tracker for tracker in self.trackers if not tracker.pending]
-        return self.trackers
+            return [tracker for tracker in self._free if not tracker.pending]
+        return self._free
+
+    @property
+    def _free(self) -> list[OffsetTracker]:
+        """Trackers that aren't held back."""
+        held = self._held
+        if not held.topics and not held.partitions:
+            return self.trackers
+        return [tracker for tracker in self.trackers if not held.has(tracker.topic, tracker.partition)]
 
     def take(self) -> list[Taken]:
         """The next batch: what the one before has left, otherwise the oldest records of all topics.
@@ -75,13 +89,14 @@ class Intake:
         self._left = list(left)
 
     def _oldest(self) -> list[Taken]:
-        counts = [tracker.count for tracker in self.trackers]
+        trackers = self._free
+        counts = [tracker.count for tracker in trackers]
         given = shares(counts, self._batch_records, self._turn)
         taken: dict[int, Taken] = {}
         room = BATCH_BYTES
         for turn in range(len(counts)):
             at = (self._turn + turn) % len(counts)
-            tracker = self.trackers[at]
+            tracker = trackers[at]
             chunk = tracker.take(given[at], max(0, room)) if room > 0 or not given[at] else None
             if chunk is not None:
                 taken[at] = Taken(tracker, Slice(tracker.topic, chunk.records, chunk.to))

@@ -26,6 +26,7 @@ from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.clock import Clock, Now
 from streams.transport.delivery import Delivery, Outcome
 from streams.transport.errors import ImpossibleTransition, LeaseLost, Stale
+from streams.transport.held import Held
 from streams.transport.intake import Intake, Taken
 from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
@@ -136,6 +137,8 @@ class LaneContext(NamedTuple):
     """Tells where logs end now."""
     stretches: Callable[[TP, int, int], AsyncGenerator[Stretch, None]]
     """Reads a changelog: see changelog.stretches."""
+    held: Held = Held()
+    """What is left alone for now."""
 
 
 class LaneTasks(NamedTuple):
@@ -230,7 +233,7 @@ class Lane:
         self._state = LaneState.CREATED
         self.state_since = time.monotonic()
         """Since when it is in its state."""
-        self.intake = Intake(spec.max_records, context.limits.records, context.limits.bytes)
+        self.intake = Intake(spec.max_records, context.limits.records, context.limits.bytes, context.held)
         self.producer = context.producer(name, self.check)
         self.tasks: LaneTasks | None = None
         """None until it opens."""
@@ -311,6 +314,10 @@ class Lane:
         """There is something to take."""
         if self._arrived is None:
             self._arrived = time.monotonic()
+        self._wake.set()
+
+    def look_again(self) -> None:
+        """What is held back has changed."""
         self._wake.set()
 
     def wanted(self) -> list[OffsetTracker]:
@@ -440,6 +447,10 @@ class Lane:
         while self._is(LaneState.OPEN):
             moment: int | None = None
             taken: list[Taken] = []
+            if self.partition in self._context.held.partitions:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
             if self._clock.ripe(self._done):
                 moment = self._clock.moment
             elif self._clock.pause(_now()) == 0:

@@ -10,9 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 import yaml
 
+from api import app as api
+from console import app as console
+from credentials import Secret
 from settings import SECRET_FILES, Settings
 from tests.deploy.helm import helm
 from tests.stackfixture import ROOT
@@ -88,14 +92,40 @@ def test_with_everything_on_every_part_is_there() -> None:
         ("StatefulSet", "shop-worker"),
         ("Deployment", "shop-bulk"),
         ("Deployment", "shop-api"),
+        ("Deployment", "shop-console"),
         ("Job", "shop-migrate"),
         ("Service", "shop-workers"),
         ("Service", "shop-api"),
+        ("Service", "shop-console"),
         ("ServiceMonitor", "shop"),
         ("PrometheusRule", "shop"),
         ("NetworkPolicy", "shop"),
-        *(("PodDisruptionBudget", f"shop-{part}") for part in ("worker", "bulk", "api")),
+        *(("PodDisruptionBudget", f"shop-{part}") for part in ("worker", "bulk", "api", "console")),
     }
+
+
+async def test_api_and_console_are_reached_and_asked_each_on_its_own_port() -> None:
+    """By whom its policy lets in; and each answers what its probes ask for, without a key."""
+    documents = rendered(*VALUES["everything"])
+    [policy] = [each["spec"] for each in documents if each["kind"] == "NetworkPolicy"]
+    allowed = {rule["ports"][0]["port"]: rule["from"][1:] for rule in policy["ingress"]}
+    assert allowed["http"] != allowed["console"] == [{"podSelector": {"matchLabels": {"app": "proxy"}}}]
+    applications = {"api": api.create_app, "console": console.create_app}
+    for name, create in applications.items():
+        [container] = dict(pods(documents))[name]["containers"]
+        [port] = [each["name"] for each in container["ports"]]
+        [service] = [
+            each["spec"]["ports"][0]
+            for each in documents
+            if each["kind"] == "Service" and each["metadata"]["name"] == f"shop-{name}"
+        ]
+        asked = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+        assert {each["port"] for each in asked} == {port, service["targetPort"]}
+        assert container["args"][0] == name
+        transport = httpx.ASGITransport(create(Settings(api_keys=Secret("0123456789abcdef"))))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for each in asked[:2]:  # the API's last one asks servers
+                assert (await client.get(each["path"])).status_code == 200, name
 
 
 def test_the_alerts_are_those_of_prometheus_file() -> None:
@@ -180,6 +210,7 @@ def test_each_part_has_files_and_settings_of_its_own() -> None:
         "worker": "orders-postgres-worker",
         "bulk": "orders-postgres-worker",
         "api": "orders-postgres-reader",
+        "console": "orders-postgres-console",
         "migrate": "orders-postgres-owner",
     }
     assert secret(pod["worker"], "postgres_replica") is None
@@ -209,7 +240,8 @@ def test_the_image_is_the_projects_version_or_a_digest() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ("api.enabled=true", "nobody could read"),
+        ("api.enabled=true", "api: nobody could read: set api.files.api_keys"),
+        ("console.enabled=true", "console: nobody could read: set console.files.api_keys"),
         ("settings.postgres=postgresql://u:p@h/d", "it belongs into files"),
         ("settings.metrics_port=1", "metrics_port"),
         ("files.postgers.secret=a,files.postgers.key=b", "postgers"),
@@ -232,6 +264,7 @@ def test_every_value_has_a_schema_and_every_file_a_setting() -> None:
         "worker",
         "bulk",
         "api",
+        "console",
         "migrate",
         "networkPolicy",
         "serviceMonitor",

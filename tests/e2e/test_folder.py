@@ -5,6 +5,7 @@ It has a long name with a blank and a letter like ß.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Audit (orders audit): clean" in done.stdout
+    assert re.search(r"console +http://127\.0\.0\.1:\d+ shows it in a browser", done.stdout)
     assert list(scratch.iterdir()) == []
     assert left_running(home) == []
 

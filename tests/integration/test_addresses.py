@@ -223,7 +223,7 @@ async def test_an_address_works_in_everything(
         ("service=MarkedSecret", "its service isn't there; define it in"),
         ("port=MarkedSecret", "port must be 1 to 65535"),
         ("port=99999", "port must be 1 to 65535"),
-        ("password=x%00MarkedSecret", "a value holds the character U+0000"),
+        ("options=x%00MarkedSecret", "a value holds the character U+0000"),
         ("MarkedSecret=1", "the server refuses a parameter behind the ? of the URL"),
         ("role=MarkedSecret", "the server refuses role behind the ?"),
         ("work_mem=MarkedSecret", "the server refuses work_mem behind the ?"),

@@ -96,7 +96,7 @@ def asked(stack: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "writer": add(store, "write"),
         }
         given = {"api_key_store": store, "api_write": True}
-        app = create_app(Settings.model_validate(dict(settings) | given))
+        app = create_app(settings.model_copy(update=given))
         app.state.sender.send = taken_in
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://orders.example"

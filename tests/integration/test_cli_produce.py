@@ -26,6 +26,7 @@ from streams.lag import LagReader, by_topic, total
 from streams.topics import TopicsMissing
 from tables import codec
 from tests.servers import admin, as_admin, kafka
+from tests.stackfixture import execute
 from tests.waiting import eventually
 from workload import generator, producer
 
@@ -129,6 +130,12 @@ async def test_init_again_is_harmless(fresh: Settings, capsys: pytest.CaptureFix
     assert len(json.loads(capsys.readouterr().out)["topics_created"]) == len(topics.specs(fresh, 1))
     assert await run("init", "--json") == 0
     assert json.loads(capsys.readouterr().out)["topics_created"] == []
+    await execute(fresh.postgres.get_secret_value(), "DROP VIEW orders_summary")
+    assert await run("init", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["dropped"] == ["orders_summary"]
+    assert err.startswith("orders: warning: the view orders_summary was dropped; to make it again (and grant")
+    assert err.count("\n") == 1
 
 
 async def test_every_event_arrives_once_in_its_partition_and_order(fresh: Settings) -> None:

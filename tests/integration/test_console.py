@@ -60,10 +60,13 @@ async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path
                 parcel_id = await connection.fetchval(
                     "SELECT id FROM orders_shipment WHERE order_id = $1 LIMIT 1", order_id
                 )
+                payment_id = await connection.fetchval(
+                    "SELECT id FROM orders_payment WHERE order_id = $1 LIMIT 1", order_id
+                )
             finally:
                 await connection.close()
             await _of_an_order(browser, str(order_id))
-            for text in (str(order_id), str(order_id)[:8], str(parcel_id), number):
+            for text in (str(order_id), str(order_id)[:8], str(parcel_id), number, str(payment_id)):
                 answer = await browser.get("/find", params={"q": text})
                 assert answer.headers["location"] == f"/orders/{order_id}"
             for path in (f"/users/{user_id}", f"/sellers/{seller_id}"):
@@ -72,6 +75,97 @@ async def test_pages_show_what_a_worker_has_done(fresh: Settings, tmp_path: Path
                 assert f"/orders/{order_id}" in await get(browser, path)
             assert EN["no_jobs"] in await get(browser, "/jobs")
             assert running.terminate() == 0
+
+
+async def send_form(browser: httpx.AsyncClient, path: str, code: int = 200, /, **form: str) -> str:
+    """Send a page's form with its hidden fields."""
+    page = await browser.get(path)
+    hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text))
+    answer = await browser.post(path.partition("?")[0], data={**hidden, **form})
+    assert answer.status_code == code, answer.text[-1500:]
+    return answer.text
+
+
+async def test_what_is_done_is_noted_and_shows(fresh: Settings, tmp_path: Path) -> None:
+    writing = fresh.model_copy(update={"api_write": True})
+    await send(fresh, list(generator.events(60, 84, generator.Shares(poison=0.3))))
+    async with opened(writing) as browser:
+        with worker(tmp_path) as running:
+            processed()
+            connection = await asyncpg.connect(fresh.postgres.get_secret_value())
+            try:
+                order_id, currency = await _not_cancelled(browser, connection)
+                await _send_events(browser, order_id, currency)
+                processed()
+                page = await get(browser, f"/orders/{order_id}")
+                assert "order.cancel_requested" in page
+                assert "refund.granted" in page
+                # A row that went missing comes back beside the worker.
+                await connection.execute("DELETE FROM orders_order_item WHERE order_id = $1", order_id)
+                busy = await send_form(browser, f"/repair/{order_id}", 409, step="all", why="row gone")
+                assert "worker" in busy
+                await send_form(browser, f"/repair/{order_id}", step="rows", why="row gone")
+                count = "SELECT count(*) FROM orders_order_item WHERE order_id = $1"
+                assert await connection.fetchval(count, order_id) > 0
+            finally:
+                await connection.close()
+            await _redrive(browser)
+            await _pause(browser)
+            assert running.terminate() == 0
+        looked = await send_form(browser, f"/repair/{order_id}", step="look")
+        assert EN["repair_nothing"] in looked
+        operations = await get(browser, "/operations")
+    for text in (
+        "dlq redrive",
+        "row gone",
+        "--rows",
+        "refund.granted",
+        EN["outcome_done"],
+        EN["outcome_failed"],
+    ):
+        assert text in operations
+
+
+async def _not_cancelled(browser: httpx.AsyncClient, connection: asyncpg.Connection) -> tuple[str, str]:
+    """An order with units that haven't left, which nobody has asked to cancel, and its currency."""
+    for order_id, currency in await connection.fetch(
+        "SELECT DISTINCT order_id, currency FROM orders_suborder"
+        " WHERE units_live > 0 AND units_in_transit = 0"
+    ):
+        page = await get(browser, f"/orders/{order_id}")
+        if not {"order.cancel_requested", "refund.granted"} & set(re.findall(r"[a-z]+\.[a-z_]+", page)):
+            return str(order_id), currency
+    raise AssertionError("every order is cancelled")
+
+
+async def _send_events(browser: httpx.AsyncClient, order_id: str, currency: str) -> None:
+    cancel, grant = f"/orders/{order_id}/cancel", f"/orders/{order_id}/grant"
+    shown = await send_form(browser, cancel, step="look", why="asked by phone")
+    assert "order.cancel_requested" in shown
+    await send_form(browser, cancel, step="send", why="asked by phone")
+    form = {"amount": "1", "currency": currency, "why": "it was late"}
+    await send_form(browser, grant, 422, step="send", **(form | {"amount": "x"}))
+    await send_form(browser, grant, step="send", **form)
+
+
+async def _pause(browser: httpx.AsyncClient) -> None:
+    form = {"kind": "topic", "name": "order.paid", "why": "the bank is broken"}
+    paused = await send_form(browser, "/pauses", step="pause", **form)
+    assert paused.count("the bank is broken") == 1
+    assert "order.paid is paused" in await get(browser, "/?part=live")
+    await send_form(browser, "/pauses", 422, step="pause", **(form | {"name": "order.pad"}))
+    assert EN["nothing_paused"] in await send_form(browser, "/pauses", step="resume", **form)
+
+
+async def _redrive(browser: httpx.AsyncClient) -> None:
+    letters = await get(browser, "/dead-letters?state=new")
+    reason = re.findall(r"reason=(\w+)", letters)[0]
+    listed = await get(browser, f"/dead-letters?reason={reason}")
+    link = re.findall(r'href="(/redrive[^"]*)"', listed)[0].replace("&amp;", "&")
+    would = re.findall(r"(\d+) letters would go back", await get(browser, link))[0]
+    assert int(would) > 0
+    assert f"{would} letters went back" in await send_form(browser, link, why="mended")
+    assert EN["redrive_none"] in await get(browser, link.partition("&since")[0] + "&until=2020")
 
 
 async def _with_a_worker(browser: httpx.AsyncClient) -> None:

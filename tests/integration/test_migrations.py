@@ -34,7 +34,8 @@ from sinks.schema import (
     build_views,
 )
 from tests.contract.places import drop_database, new_database
-from tests.stackfixture import Servers
+from tests.servers import as_admin
+from tests.stackfixture import Servers, execute
 
 
 @pytest_asyncio.fixture
@@ -180,7 +181,8 @@ async def test_the_view_of_suborders_becomes_a_table_beside_the_rows_that_are_th
     if by == "region":
         await regions.add(settings, ["SP", "Côte d'Azur"])
     role = f"reader_{uuid4().hex}"
-    await rows(settings, f"CREATE ROLE {role}")
+    administrator = as_admin(settings.postgres)
+    await execute(administrator, f"CREATE ROLE {role}")
     try:
         await to(settings, by, BEFORE_SUBORDERS)
         await rows(
@@ -193,10 +195,7 @@ async def test_the_view_of_suborders_becomes_a_table_beside_the_rows_that_are_th
         assert await differences(settings, build_metadata(by)) == []
         assert await rows(settings, "SELECT count(*), count(cart_id) FROM orders_order") == [(5, 0)]
         # What read the view reads the table, whichever of its columns it named.
-        readers = f"SET ROLE {role}; SELECT {VIEWED} FROM orders_suborder"
-        connection = await asyncpg.connect(settings.postgres.get_secret_value())
-        await connection.execute(readers)
-        await connection.close()
+        await execute(administrator, f"SET ROLE {role}; SELECT {VIEWED} FROM orders_suborder")
         parts = (
             "SELECT substr(c.relname, length('{0}') + 1), pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits"
             " JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = '{0}'::regclass ORDER BY 1"
@@ -206,8 +205,7 @@ async def test_the_view_of_suborders_becomes_a_table_beside_the_rows_that_are_th
         for table in TABLES:
             assert await rows(settings, parts.format(table)) == of_orders
     finally:
-        await rows(settings, f"DROP OWNED BY {role}")
-        await rows(settings, f"DROP ROLE {role}")
+        await execute(administrator, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_what_others_made_of_the_view_is_named_and_nothing_changes(empty: Settings) -> None:
@@ -370,10 +368,37 @@ async def test_a_part_of_the_schema_that_was_dropped_is_named(empty: Settings, d
     if "alembic_version" not in drops:  # else nothing tells that it was there
         with pytest.raises(SchemaMismatch, match="a part of the schema was dropped: "):
             await migrate.fits(empty)
-    await rows(empty, "DROP SCHEMA public CASCADE")
-    await rows(empty, "CREATE SCHEMA public")
+    anew = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public"
+    await execute(as_admin(empty.postgres), anew)  # as who owns the schema
     await migrate.upgrade(empty)
     await migrate.fits(empty)
+
+
+async def test_views_and_indexes_that_were_dropped_are_named_with_what_makes_them_again(
+    migrated: tuple[Settings, PartitionBy],
+) -> None:
+    settings, by = migrated
+    assert await migrate.dropped(settings, by) == []
+    indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+    before = await rows(settings, indexes), await rows(settings, "SELECT pg_get_viewdef('orders_summary')")
+    mine = [
+        index.name
+        for table in build_metadata(by).tables.values()
+        for index in sorted(table.indexes, key=lambda each: str(each.name))
+    ]
+    await rows(settings, "DROP VIEW orders_summary")
+    await rows(settings, f"DROP INDEX {', '.join(map(str, mine))}")
+    lacking = await migrate.dropped(settings, by)
+    assert [each.name for each in lacking] == [*sorted(map(str, mine)), "orders_summary"]
+    await migrate.upgrade(settings, by)  # doesn't mind
+    await migrate.fits(settings)
+    for each in lacking:
+        assert "\n" not in each.statement
+        await rows(settings, each.statement)
+    assert before == (
+        await rows(settings, indexes),
+        await rows(settings, "SELECT pg_get_viewdef('orders_summary')"),
+    )
 
 
 async def test_a_migration_that_does_not_find_a_table_says_so(empty: Settings) -> None:

@@ -137,6 +137,7 @@ async def test_a_token_of_a_file_and_of_a_command(
         await let_in(by_file)
     file.write_text(token() + "\n")
     await let_in(by_file)
+    await let_in(by_file | {"ORDERS_KAFKA_OAUTH_EXTENSIONS": "logicalCluster=lkc-1,identityPoolId=pool-2"})
     file.write_text(token(seconds=-5))
     with pytest.raises(LoginRefused, match="check who issues the token"):
         await let_in(by_file)

@@ -48,6 +48,22 @@ async def test_tables_that_are_taken_away_are_waited_for(fresh: Settings, tmp_pa
     assert "Traceback" not in running.text()
 
 
+async def test_tables_that_are_emptied_under_a_worker_that_has_work_are_told(
+    fresh: Settings, tmp_path: Path
+) -> None:
+    with worker(tmp_path) as running:
+        await send(fresh, HISTORY)
+        processed()
+        await execute(as_admin(fresh.postgres), "TRUNCATE orders_order CASCADE")
+        await send(fresh, generator.events(100, 64))  # whose rows are there, and are the last that it wrote
+        processed()
+        until(lambda: "orders repair --rows, beside the workers" in running.text(), "it tells of it", 90)
+        ended = orders("repair", "--rows")
+        assert ended.returncode == 0, ended.stderr
+        audit()
+        assert running.terminate() == 0
+
+
 async def test_a_full_disk_ends_the_worker_with_one_line_and_loses_nothing(
     fresh: Settings, tmp_path: Path
 ) -> None:

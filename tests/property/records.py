@@ -236,7 +236,10 @@ def dense(n: int, rng: Random, lapses: bool = False) -> list[Record]:
             what = rng.choice((DeadlineKind.SHIP, DeadlineKind.UNSHIPPED, DeadlineKind.DELIVER))
             lapse = Lapse(hour(rng), what, item.seller_id, 1, True, due=hour(rng))
             facts.append(("deadline.passed", lapse))
-    return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
+    return [
+        record(Event(kind, order_id, fact, f"e{n}.{number}", fact.time, None))
+        for number, (kind, fact) in enumerate(facts)
+    ]
 
 
 def random_fact(

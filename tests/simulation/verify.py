@@ -47,6 +47,11 @@ the field that is their id.
 MOVED = ("in_transit", "delivered", "returned")
 
 
+def _again(data: dict[str, Any]) -> str:
+    """What the name of a refund.request has behind its refund's from the second attempt on."""
+    return f":{data['attempt']}" if data.get("attempt", 1) > 1 else ""
+
+
 class Verifier:
     """Looks at one world at rest."""
 
@@ -287,7 +292,7 @@ class Verifier:
                             f"{topic}/{number}@{record.offset}: type {headers['ce_type']!r}, order {order_id}"
                         )
                     if topic in SAME:
-                        name: tuple[str, str] = (topic, data[SAME[topic]])
+                        name: tuple[str, str] = (topic, data[SAME[topic]] + _again(data))
                         if data not in seen[name]:
                             seen[name].append(data)
                         owners[order_id].add(name)

@@ -33,6 +33,7 @@ from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import ConsumerThread, Fetched
 from streams.transport.delivery import Delivery, GaveUp
 from streams.transport.errors import FailStop
+from streams.transport.held import Held
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
 from streams.transport.offsets import Commit
@@ -257,6 +258,7 @@ class App:
         self.conf = SimpleNamespace(broker_session_timeout=settings.session_timeout)
         self.delivery = Delivery(settings, servers.loop.time)
         self.limits = Limits(settings.pending_records, settings.pending_bytes)
+        self.held = Held()
         self.should_stop = False
         self.store = FakeStore(files, servers.network, version_of, due_of)
         self.table = SimpleNamespace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,16 +13,25 @@ from uuid import UUID
 
 import httpx
 
+from api.binding import Record
 from api.keys import changing, made
+from api.sending import Place
 from console.app import create_app
+from console.doing import Doing
 from console.live import Glance
 from console.sources import Explained, Sources, explained
+from console.worklists import Worklist
 from contracts.record_id import RecordId
 from domain.order import Order
-from operations.dead_letters import DeadLetter, Found
+from operations.dead_letters import DeadLetter, Found, State
 from operations.flow import Point
+from operations.journal import Operation
 from operations.records import Raw, RawRecords
+from operations.redrive import RedriveResult, Selection
+from operations.repair import RepairResult
+from operations.rows import RowsResult
 from operations.status import DeadLetters, LaneStatus, Status
+from queries.attention import OpenAttention
 from queries.documents import (
     Head,
     OrderDetails,
@@ -33,7 +44,9 @@ from queries.documents import (
     Tracked,
 )
 from queries.errors import NotFound, Unavailable
+from queries.worklists import Filters, LateSuborder, Page, WaitingRefund, WaitingReturn
 from settings import Settings
+from streams.control import Kind, Pause
 from streams.reports import LaneReport, WorkerReport
 from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, at, item_id, line, parcel, payment, returned
 
@@ -80,6 +93,8 @@ class Made(Sources):
         self.made = order(text)
         self.letter_ = letter(text)
         self.hits: list[tuple[str, UUID]] = []
+        self.too_many = False
+        self.asked: dict[str, Any] = {}
 
     def _need(self, server: str) -> None:
         if server in self.away:
@@ -107,6 +122,10 @@ class Made(Sources):
         if str(order_id) != ORDER:
             raise NotFound(f"no fact of order {order_id} is known")
         return explained(order_id, self.made, at)
+
+    async def state(self, order_id: UUID) -> Order | None:
+        self._need("kafka")
+        return self.made if str(order_id) == ORDER else None
 
     async def rows(self, order_id: UUID) -> OrderDetails:
         self._need("postgres")
@@ -148,6 +167,34 @@ class Made(Sources):
             raise NotFound(f"no dead letter at {partition}:{offset}")
         return self.letter_, None
 
+    async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = 50) -> Page[Any]:
+        self._need("postgres")
+        if at == "bad":
+            raise ValueError
+        self.asked = dict(filters)
+        return Page([self.waits(of)], None if at else "more")
+
+    async def attention(self) -> dict[str, int]:
+        return {"overpaid": 2}
+
+    async def all_waiting(self, of: Worklist, filters: Filters) -> list[Any] | None:
+        self._need("postgres")
+        return None if self.too_many else [self.waits(of)]
+
+    def waits(self, of: Worklist) -> Any:
+        """A row of a list of what waits."""
+        if of.name == "attention":
+            since = "2026-01-01T00:00:00Z"
+            return OpenAttention(UUID(ORDER), UUID(USER), "overpaid", self.text, since)
+        then, ids = datetime(2026, 1, 1, tzinfo=UTC), (UUID(ORDER), UUID(item_id(1)))
+        if of.name == "late":
+            units: list[Any] = [3, 1, 0, then, None, "40.00", "EUR"]
+            return LateSuborder(then, *ids, UUID(ANNA), self.text, "confirmed", *units)
+        if of.name == "refunds":
+            cause: list[Any] = ["return", UUID(returned(1)), 2, "10.00", "EUR", self.text or None]
+            return WaitingRefund(then, *ids, self.text, "failed", *cause)
+        return WaitingReturn(then, *ids, self.text, UUID(item_id(1)), 2, self.text)
+
     async def jobs(self) -> list[dict[str, Any]]:
         self._need("postgres")
         return [self._job()]
@@ -173,17 +220,95 @@ class Made(Sources):
         return {"job_id": UUID(ORDER), "kind": self.text, "created_at": then, "completed_at": None, **numbers}
 
 
+class Done(Doing):
+    """Notes what is asked of it, and answers with `text` where somebody else wrote something. `fails`: what
+    each raises.
+    """
+
+    def __init__(self, text: str = "plain") -> None:
+        self.text = text
+        self.asked: list[tuple[Any, ...]] = []
+        self.fails: Exception | None = None
+
+    def _ask(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.fails is not None:
+            raise self.fails
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def operations(self, since: datetime | None) -> list[Operation]:
+        self._ask("operations", since)
+        begun: dict[str, Any] = {
+            "id": ORDER,
+            "began": TIME,
+            "by": self.text,
+            "command": self.text,
+            "why": self.text,
+        }
+        ended = Operation(**begun, arguments=[self.text], ended=TIME, outcome="failed", detail=self.text)
+        return [Operation(**begun), ended]
+
+    async def redrive(self, selection: Selection, by: str, why: str | None) -> RedriveResult:
+        self._ask("redrive", selection, by, why)
+        states: Counter[State] = Counter({"final": 2})
+        return RedriveResult(sent=3, states=states, too_large=[self.text])
+
+    async def paused(self) -> list[Pause]:
+        self._ask("paused", None)
+        return [Pause("topic", self.text, TIME, self.text, self.text)]
+
+    async def pause(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        self._ask("pause", kind, name, why)
+        return name != "7"
+
+    async def resume(self, kind: Kind, name: str, by: str, why: str) -> bool:
+        self._ask("resume", kind, name, why)
+        return True
+
+    async def repair(self, order_id: UUID, by: str, why: str | None) -> RepairResult:
+        self._ask("repair", order_id, by, why)
+        return RepairResult(why is None, {ORDER: (["rows"], 4)}, remaining=Counter({self.text: 1}))
+
+    async def repair_rows(self, order_id: UUID, by: str, why: str) -> RowsResult:
+        self._ask("rows", order_id, by, why)
+        return RowsResult(False, 1, 1, 5)
+
+    async def send(self, record: Record, order_id: UUID, by: str, why: str) -> Place:
+        self._ask("send", record, order_id, by, why)
+        return Place(1, None)
+
+
 @asynccontextmanager
-async def console(sources: Made, keys: Path | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser of the console; `keys`: an empty file of named keys."""
-    settings = sources.settings
-    host = "localhost"
+async def console(
+    sources: Made,
+    keys: Path | None = None,
+    at: str = "",
+    client: str = "127.0.0.1",
+    doing: Done | None = None,
+    **changes: Any,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser of the console; `keys`: an empty file of named keys. `at`: the console's address; `client`:
+    the browser's; `changes`: of the settings.
+    """
+    settings = Settings.model_validate(changes)
+    host = "http://localhost"
     if keys is not None:
         keys.write_text("")
-        settings, host = settings.model_copy(update={"api_key_store": keys}), "orders.example"
-    transport = httpx.ASGITransport(create_app(settings, sources), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
-        yield client
+        settings, host = settings.model_copy(update={"api_key_store": keys}), "https://orders.example"
+    sources.settings = settings
+    app = create_app(settings, sources, doing or Done(sources.text))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(client, 1))
+    async with httpx.AsyncClient(transport=transport, base_url=at or host) as browser:
+        yield browser
+
+
+def token_in(html: str) -> str:
+    """The token of a page's forms."""
+    field = re.search(r'name="token" value="([0-9a-f]{64})"', html)
+    assert field is not None, html
+    return field[1]
 
 
 def new_key(store: Path, *scopes: str) -> str:

@@ -265,14 +265,27 @@ def test_at_start_a_file_that_cannot_be_used_is_one_line(
     assert says in refused_to_start(monkeypatch, capsys)
 
 
+@pytest.mark.parametrize("command", ["api", "console"])
+def test_at_start_a_certificate_of_kafka_that_cannot_be_used_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("none")
+    monkeypatch.setenv("ORDERS_KAFKA_SECURITY_PROTOCOL", "SSL")
+    monkeypatch.setenv("ORDERS_KAFKA_SSL_CAFILE", str(ca))
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it starts"))
+    said = refused_to_start(monkeypatch, capsys, command=command)
+    assert said.startswith(f"orders: ORDERS_KAFKA_SSL_CAFILE={ca} holds no certificates (")
+
+
 def refused_to_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str, command: str = "api"
 ) -> str:
-    """What `orders api` says, which doesn't start."""
+    """What `orders api`, or another command that serves, says, which doesn't start."""
     monkeypatch.setenv("ORDERS_POSTGRES", "postgresql://127.0.0.1:1/orders")
     get_settings.cache_clear()
     try:
-        code = main.run(["api", "--port", "0", *options])
+        code = main.run([command, "--port", "0", *options])
     finally:
         get_settings.cache_clear()
     out, err = capsys.readouterr()

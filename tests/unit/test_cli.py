@@ -159,6 +159,7 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
         ("db", "regions", "list"),
     ],
 )
+@pytest.mark.usefixtures("unnoted")
 def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
     assert (code, out) == (2, "")
@@ -421,7 +422,7 @@ def test_a_name_that_is_no_setting_is_told_and_its_value_is_not(
         # Known:
         "ORDERS_KAFKA_SASL_PASSWORD_FILE",
         "ORDERS_COMPILED",
-        "orders_partitions",
+        "orders_partitions",  # refused by whoever reads it
         "ORDERSHIP",
         # Kubernetes', of a service `orders-api`:
         "ORDERS_API_SERVICE_HOST",
@@ -435,6 +436,29 @@ def test_a_name_that_is_no_setting_is_told_and_its_value_is_not(
         "",
         "orders: warning: ORDERS_GRUOP is no setting and is ignored; did you mean ORDERS_GROUP?\n"
         "orders: warning: ORDERS_SOMETHING\\x1b is no setting and is ignored; orders settings lists all\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("orders_partitions", "ORDERS_PARTITIONS"), ("Orders_Redis_File", "ORDERS_REDIS_FILE")],
+)
+@pytest.mark.parametrize("capitals", [False, True])
+def test_a_setting_in_small_letters_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    meant: str,
+    capitals: bool,
+) -> None:
+    monkeypatch.setenv("ORDERS_PARTITIONS", "2") if capitals else monkeypatch.delenv(meant, raising=False)
+    monkeypatch.setenv(name, "7secret")
+    get_settings.cache_clear()
+    code = main.run(["partitions"])
+    get_settings.cache_clear()
+    assert (code, capsys.readouterr().err) == (
+        2,
+        f"orders: {name} in the environment isn't in capitals; write {meant}, or unset it\n",
     )
 
 

@@ -139,6 +139,7 @@ def test_text_of_a_file_is_neither_markup_nor_steers_the_terminal(
 
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(("parts", "code"), [(0, 2), (2, 1)])
+@pytest.mark.usefixtures("unnoted")
 def test_the_summary_comes_when_sending_fails(
     file: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -41,6 +41,9 @@ def test_every_topic_is_kept_as_the_contract_says() -> None:
         names.WORKERS,
         names.REDRIVEN,
         names.PARTITIONS,
+        names.OPERATIONS,
+        names.CONTROL,
+        names.RESOLVED,
         names.BULK_COMPLETED,
         SETTINGS.changelog_topic,
     }
@@ -50,7 +53,7 @@ def test_every_topic_is_kept_as_the_contract_says() -> None:
     for name in (*names.DERIVED, names.DLQ, *names.INTERNAL):
         assert specs[name]["max.message.bytes"] == str(8 << 20)
     assert specs[SETTINGS.changelog_topic]["max.message.bytes"] == str(24 << 20)
-    for name in (SETTINGS.changelog_topic, names.REDRIVEN, names.PARTITIONS):
+    for name in (SETTINGS.changelog_topic, names.REDRIVEN, names.PARTITIONS, names.CONTROL, names.RESOLVED):
         assert specs[name]["cleanup.policy"] == "compact"
     assert {spec.partitions for spec in topics.specs(SETTINGS, 1)} == {3}
     assert all(config.reason for spec in topics.specs(SETTINGS, 1) for config in spec.configs)

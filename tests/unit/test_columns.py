@@ -8,6 +8,7 @@ import pytest
 from msgspec import Struct, structs
 
 from domain.shapes import ReturnRow
+from sinks import arrays
 from sinks.postgres import check_columns, columns_of, given_rows, statement
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import TABLES, build_metadata
@@ -47,23 +48,25 @@ def test_a_worker_does_not_start_when_they_differ(monkeypatch: pytest.MonkeyPatc
 def test_the_statement_takes_a_rows_fields_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROWS, "orders_return", Turned)
     select = given_rows(build_metadata().tables["orders_return"], 3)
-    assert select.startswith("SELECT version::INTEGER, id::UUID FROM ROWS FROM (")
-    assert select.endswith(") new(version, id)")
+    assert select == (
+        "SELECT version::INTEGER, id::UUID"
+        " FROM (SELECT unnest($3::int4[]) AS version, unnest($4::uuid[]) AS id) new"
+    )
     assert (
         "INSERT INTO public.orders_return AS old (version, id) SELECT version::INTEGER, id::UUID"
         in statement.__wrapped__(TABLES)
     )
 
 
-def test_columns_come_in_the_order_of_the_fields() -> None:
+def test_columns_come_in_the_order_of_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_native", None)
     row = ReturnRow(
         ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3
     )
-    columns = dict(
-        zip(ReturnRow.__struct_fields__, columns_of([row, structs.replace(row, quantity=7)]), strict=True)
-    )
-    assert (columns["quantity"], columns["processed_at"]) == ("[2,7]", "[null,null]")
-    assert columns["reason"] == r'["too \"small\"","too \"small\""]'
+    packed = columns_of("orders_return", [row, structs.replace(row, quantity=7)])
+    columns = dict(zip(ReturnRow.__struct_fields__, packed, strict=True))
+    assert (columns["quantity"], columns["processed_at"]) == ("{2,7}", "{NULL,NULL}")
+    assert columns["reason"] == r'{"too \"small\"","too \"small\""}'
 
 
 def test_a_batch_names_the_tables_that_it_has_rows_for() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka.conn import OAuthAuthenticator
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -67,6 +68,17 @@ COMMAND = {"kafka_oauth_token_command": f"print {MARK}"}
         (BEARER, "OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or ORDERS_KAFKA_OAUTH_TOKEN_COMMAND"),
         (BEARER | COMMAND | USER, "logs in by a token: take ORDERS_KAFKA_SASL_USERNAME"),
         (BEARER | COMMAND | {"kafka_oauth_token_file": "/t"}, "are both set; set one of them"),
+        ({"kafka_oauth_extensions": f"a={MARK}"}, "ORDERS_KAFKA_OAUTH_EXTENSIONS is set, but"),
+        (
+            LOGIN | USER | {"kafka_oauth_extensions": "a=b"},
+            "EXTENSIONS is for ORDERS_KAFKA_SASL_MECH",
+        ),
+        (BEARER | {"kafka_oauth_extensions": "a=b"}, "OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"),
+        (BEARER | COMMAND | {"kafka_oauth_extensions": f"a=b,{MARK}"}, "extension 2 is not name=value"),
+        (BEARER | COMMAND | {"kafka_oauth_extensions": f"a1={MARK}"}, "extension 1 is not name=value"),
+        (BEARER | COMMAND | {"kafka_oauth_extensions": f"auth={MARK}"}, "extension 1 is not name=value"),
+        (BEARER | COMMAND | {"kafka_oauth_extensions": f"a={MARK} b"}, "extension 1 is not name=value"),
+        (BEARER | COMMAND | {"kafka_oauth_extensions": f"a={MARK},a=c"}, "names an extension twice"),
         ({"kafka_ssl_cafile": "/ca"}, "ORDERS_KAFKA_SSL_CAFILE is set, but"),
         (
             LOGIN | USER | {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_ssl_cafile": "/ca"},
@@ -315,6 +327,24 @@ def test_what_is_no_token_is_not_repeated(text: str) -> None:
     with pytest.raises(ValueError, match="it ") as refused:
         access._parsed(text)
     assert MARK not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("", ""),
+        ("logicalCluster=lkc-1", "\1logicalCluster=lkc-1"),
+        ("logicalCluster=lkc-1, identityPoolId=a=b", "\1logicalCluster=lkc-1\1identityPoolId=a=b"),
+    ],
+)
+async def test_extensions_go_with_the_token(tmp_path: Path, given: str, sent: str) -> None:
+    file = tmp_path / "token"
+    file.write_text("abc")
+    settings = Settings.model_validate(
+        BEARER | {"kafka_oauth_token_file": file, "kafka_oauth_extensions": given}
+    )
+    message = await OAuthAuthenticator(sasl_oauth_token_provider=Access(settings)).step(b"")
+    assert message == (f"n,,\1auth=Bearer abc{sent}\1\1".encode(), True)
 
 
 @pytest.mark.parametrize("command", ["/none/program", "sh -c 'exit 7'", "true", "sh -c 'printf {'"])

@@ -41,6 +41,9 @@ def test_every_topic_is_told() -> None:
         topics.BULK_COMPLETED,
         *topics.INTERNAL,
         topics.REDRIVEN,
+        topics.OPERATIONS,
+        topics.CONTROL,
+        topics.RESOLVED,
         topics.DLQ,
     ):
         assert f"\n### {name}\n" in page

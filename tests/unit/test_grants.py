@@ -31,8 +31,18 @@ def test_a_workers_acls_are_what_the_app_reads_and_writes() -> None:
     settings = Settings()
     worker = allowed("worker", settings)
     app = create_app(settings)
-    assert worker["Read"] == {*app.specs_by_topic, settings.changelog_topic, names.PARTITIONS}
-    assert worker["Read"] | worker["Write"] == {*app.copartitioned, names.PARTITIONS, names.WORKERS}
+    assert worker["Read"] == {
+        *app.specs_by_topic,
+        settings.changelog_topic,
+        names.PARTITIONS,
+        names.CONTROL,
+    }
+    assert worker["Read"] | worker["Write"] == {
+        *app.copartitioned,
+        names.PARTITIONS,
+        names.WORKERS,
+        names.CONTROL,
+    }
     assert worker["Write"] - worker["Read"] == {*names.DERIVED, names.DLQ, names.CLOCK, names.WORKERS}
     assert worker["Write"] & set(names.INPUT) == {names.CREATED}, "only a checkout becomes an input"
 

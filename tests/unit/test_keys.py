@@ -21,6 +21,7 @@ from settings import get_settings
 
 USER = "3fa85f64-5717-4562-b3fc-2c963f66afa6"
 DIGEST = "0" * 64
+pytestmark = pytest.mark.usefixtures("unnoted")
 Run = Callable[..., tuple[int, str, str]]
 
 

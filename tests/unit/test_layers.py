@@ -41,7 +41,7 @@ def imported(path: Path) -> set[str]:
     ("module", "allowed"),
     [
         ("app", {"contracts", "settings", "sinks", "streams", "tables"}),
-        ("settings", {"domain"}),
+        ("settings", {"domain", "errors"}),
         ("errors", set()),
     ],
 )

@@ -24,6 +24,9 @@ from stack import Stack, StackError
 from tests.unit.test_secrets import MARK, NOWHERE, answering
 
 ARGUMENTS: Final[dict[str, str]] = {
+    "mapping": "shopify",
+    "kind": "order",
+    "values": "A-1",
     "names": "EU",
     "name": "shop",
     "scope": "all",

@@ -41,5 +41,5 @@ def test_every_topic_that_is_kept() -> None:
         for spec in topics.specs(settings, 1)
         if ("retention.ms", "-1") in {(config.name, config.value) for config in spec.configs}
     }
-    assert forever == {*names.LANE, *names.BULK}
+    assert forever == {*names.LANE, *names.BULK, names.OPERATIONS}
     assert (topics.WEEK_MS, topics.MONTH_MS) == (7 * 86_400_000, 30 * 86_400_000)

@@ -46,7 +46,7 @@ def test_any_text_is_a_cursor_or_none(cursor: str) -> None:
 def test_amounts_read_as_the_pipeline_writes_them(minor: int, currency: str) -> None:
     text = money.text(minor, money.DIGITS[currency])
     whole, _, fraction = text.partition(".")
-    assert statements._amount(f"{whole}.{fraction.ljust(4, '0')}", currency) == text
+    assert statements.as_amount(f"{whole}.{fraction.ljust(4, '0')}", currency) == text
 
 
 @pytest.mark.parametrize("by_user", [True, False])

@@ -39,7 +39,7 @@ POSTGRES = {
     f"postgresql://u:{MARK}@[::1]:1/d": "postgresql://***@[::1]:1/d",
     f"postgresql://u@{NOWHERE}/d?target_session_attrs={MARK}": f"postgresql://***@{NOWHERE}/d?***",
     f"postgresql://u@{NOWHERE}/d?sslmode={MARK}": f"postgresql://***@{NOWHERE}/d?***",
-    f"postgresql://u@{NOWHERE}/d?port={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql://u@127.0.0.1/d?port={MARK}": "postgresql://***@127.0.0.1/d?***",
     f"postgresql://u@/d?host=127.0.0.1&port={MARK}": "postgresql://***@/d?***",
 }
 REDIS = {
@@ -210,6 +210,8 @@ FILES = {
     "POSTGRES_REPLICA": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
     "REDIS": (f"redis://u:{MARK}@{NOWHERE}/0", f"redis://***@{NOWHERE}/0"),
     "API_KEYS": (f"{MARK}-long-enough", "**********"),
+    "CONSOLE_SECRET": (f"{MARK}-long-enough-to-be-one-of-those", "**********"),
+    "CONSOLE_PROXY_SECRET": (f"{MARK}-long-enough-to-be-one-of-those", "**********"),
     "KAFKA_SASL_PASSWORD": (MARK, "**********"),
     "KAFKA_SSL_KEY_PASSWORD": (MARK, "**********"),
 }
@@ -451,6 +453,39 @@ def test_what_redis_cannot_use_is_named_by_what_is_known(orders: Orders, url: st
 )
 def test_what_stands_in_a_redis_url_once_may_stand_in_either_place(url: str) -> None:
     assert RedisUrl(url).get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (f"postgresql://u@h/d?user={MARK}", "user stands before the @"),
+        (f"postgresql://:{MARK}@h/d?password={MARK}", "password stands before the @"),
+        (f"postgresql://h/d?host={MARK}", "host stands before the path"),
+        ("postgresql://h:1,h/d?port=2", "port stands before the path"),
+        ("postgresql://[::1]:1/d?port=2", "port stands before the path"),
+        (f"postgresql://h/d?dbname={MARK}", "dbname stands in the path"),
+        (f"postgresql://h/d?d%61tabase={MARK}", "database stands in the path"),
+    ],
+)
+def test_what_an_address_of_postgres_says_twice_is_refused(orders: Orders, url: str, says: str) -> None:
+    for name in ("POSTGRES", "POSTGRES_REPLICA"):
+        code, out, err = orders("settings", **{name: url})
+        assert (code, out) == (2, "")
+        assert err.startswith(f"orders: ORDERS_{name}=***: {says} and behind the ?; leave one")
+        assert MARK not in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@h,[::1]/d?port=1,2",
+        "postgresql:///?host=h&user=u&dbname=d&port=1",
+        "postgresql://h/?dbname=d&user=u&password=p",
+        "postgresql://u@/d?host=/folder&password=p",
+    ],
+)
+def test_what_stands_in_an_address_of_postgres_once_may_stand_in_either_place(url: str) -> None:
+    assert PostgresUrl(url).get_secret_value() == url
 
 
 def test_a_database_that_redis_has_not_is_told_by_its_number() -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli.bulk import _bounds
+from cli.bulk import bounds_of
 from contracts import bulk, errors
 from contracts.errors import Refused, SourceError
 from contracts.incoming import BulkPart
@@ -495,11 +495,11 @@ def test_an_event_that_its_topic_would_not_take_is_refused_alone() -> None:
     """The bound follows ORDERS_MESSAGE_BYTES."""
     large = json.dumps({**SCAN, "time": at(1), "note": "x" * 700_000})
     lines = f"{large}\n{json.dumps({**SCAN, 'time': at(2)})}\n".encode()
-    bounds = _bounds(Settings(message_bytes=1 << 20), None)
+    bounds = bounds_of(Settings(message_bytes=1 << 20), None)
     _, parts, refused = taken(lines, "shipments", bounds=bounds)
     assert [(each.line, each.reason) for each in refused] == [(1, errors.RECORD_TOO_LARGE)]
     assert sum(map(len, parts)) == 1
-    assert taken(lines, "shipments", bounds=_bounds(Settings(), None))[2] == []
+    assert taken(lines, "shipments", bounds=bounds_of(Settings(), None))[2] == []
 
 
 def wide(columns: list[str]) -> bytes:

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_said_first() -> None:
     given = status(
         LaneStatus(0, "w1@a", 5, 40.0, None, 1.0, None),
         workers=(worker(away={"postgres": 31.0}), worker("w2@a", waits="lanes aren't open yet")),
-        servers={"kafka": None, "postgres": "TimeoutError", "redis": None},
+        servers={"kafka": None, "postgres": "doesn't answer: TimeoutError", "redis": None},
         jobs=None,
     )
     assert shown(given).splitlines()[:4] == [

@@ -222,6 +222,16 @@ def test_the_first_move_of_a_parcel_is_historys() -> None:
     assert commands(waiting) == []
 
 
+def test_a_refused_scan_of_history_moved_nothing() -> None:
+    for waits in (False, True):
+        builder = OrderBuilder() if waits else taken()
+        builder.scan("in_transit", 1, seller=STRANGER, hour=5)
+        builder.scan("in_transit", 1, hour=7)
+        if waits:
+            builder.create(A, **FROM)
+        assert commands(builder) == ["stock.commit"]
+
+
 def test_labels_never_leave_with_a_fact_of_history() -> None:
     """A live payment waits in vain for the rest, which comes late; they leave with what comes next."""
     builder = taken()

@@ -53,6 +53,11 @@ def test_links_lead_somewhere(name: str) -> None:
     assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
 
 
+def test_no_link_is_ever_added() -> None:
+    """.venv may be one to another folder's: whoever merged it would lose the .venv that is there."""
+    assert ".venv" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_files_that_are_named_are_there() -> None:
     to_come = {
         (f"docs/how-to/{page}", change.path)

@@ -212,6 +212,41 @@ async def test_once_tables_were_gone_all_orders_are_looked_at(gone: bool) -> Non
     end(task)
 
 
+async def test_rows_that_are_deleted_are_found_in_turn(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watermark, "ROUND", 0.0)
+    everything = {A, B, *OTHERS}
+    rows, lane = Rows(*everything), Lane(51)
+    (task,) = watched(rows, lane)
+    await settled(lambda: set().union(*rows.asked) == set(map(ids.text, everything)))
+    assert (gauge(51), lane.notes) == (None, [])
+    rows.whole = {ids.text(A), ids.text(B)}  # of all, those that have got an event since
+    await settled(lambda: gauge(51) == len(OTHERS) and caplog.records)
+    assert "rows were deleted" in caplog.text
+    rows.whole = set(map(ids.text, everything))
+    await settled(lambda: gauge(51) is None)
+    assert lane.notes == ["behind", ""]
+    end(task)
+
+
+async def test_a_worker_of_many_lanes_looks_at_no_more_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watermark, "ROUND", 1.0)
+    rows, lanes = Rows(A, B, *OTHERS), [Lane(52 + n) for n in range(3)]
+    tasks = watched(rows, *lanes)
+    await settled(lambda: len(rows.asked) == 3)
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now + 2.5)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(rows.asked) == 3
+    monkeypatch.setattr(loop, "time", lambda: now + 3.5)
+    await settled(lambda: len(rows.asked) == 6)
+    monkeypatch.undo()
+    end(*tasks)
+
+
 async def test_what_it_cannot_do_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
     rows = Rows()
     rows.errors = [ValueError("a bug")]

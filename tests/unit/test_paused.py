@@ -1,0 +1,117 @@
+"""What is held back stays where it is, and the rest goes on. orders.control says what that is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from operations.pause import holds
+from streams.control import Note, Pauses, encode, held_by, key_of, span, topic_of
+from streams.transport.batch import LaneBatch
+from streams.transport.held import Held
+from streams.transport.intake import Intake
+from streams.transport.offset_tracker import OffsetTracker
+from tests.unit.test_lane import Group, end, lane_of, start, until
+from tests.unit.test_offset_tracker import recs
+
+
+def intake_of(held: Held, most: int = 10) -> tuple[Intake, OffsetTracker, OffsetTracker]:
+    intake = Intake(100, most, 1 << 20, held)
+    a, b = OffsetTracker("a", 0, 0, None), OffsetTracker("b", 0, 0, None)
+    intake.trackers.extend((a, b))
+    return intake, a, b
+
+
+def test_a_held_topic_is_neither_wanted_nor_taken_nor_counted() -> None:
+    held = Held()
+    intake, a, b = intake_of(held)
+    a.offer(0, 12, recs(*range(12)))
+    b.offer(0, 2, recs(0, 1))
+    assert intake.wanted() == [], "it is full"
+    held.topics = frozenset({"a"})
+    assert intake.wanted() == [b], "what is held back leaves room for the others"
+    assert [(each.part.topic, each.part.to) for each in intake.take()] == [("b", 2)]
+    assert intake.take() == []
+    assert (intake.pending_records, intake.oldest, a.count) == (0, None, 12)
+    held.topics = frozenset()
+    assert [(each.part.topic, each.part.to) for each in intake.take()] == [("a", 12)]
+
+
+def test_a_stretch_without_records_is_not_taken_of_a_held_topic_either() -> None:
+    held = Held()
+    held.topics = frozenset({"a"})
+    intake, a, _ = intake_of(held)
+    a.offer(0, 5, [])
+    assert intake.take() == []
+
+
+async def test_a_held_lane_finishes_its_batch_and_does_nothing_more_until_it_goes_on() -> None:
+    release, seen = asyncio.Event(), list[LaneBatch]()
+
+    async def handler(batch: LaneBatch) -> None:
+        seen.append(batch)
+        await release.wait()
+
+    lane = lane_of(handler, Group())
+    held = lane._context.held
+    try:
+        a = lane.trackers[0]
+        a.offer(0, 2, recs(0, 1))
+        task = await start(lane)
+        await until(lambda: bool(seen))
+        held.partitions = frozenset({0})
+        lane.look_again()
+        a.offer(2, 3, recs(2))
+        lane.wake()
+        release.set()
+        await until(lambda: a.done == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (len(seen), a.done, lane.wanted()) == (1, 2, [])
+        held.partitions = frozenset()
+        lane.look_again()
+        await until(lambda: a.done == 3)
+        held.partitions = frozenset({0})
+        await end(lane, task)  # a held lane can be closed
+    finally:
+        held.partitions = frozenset()
+
+
+def test_what_orders_control_says() -> None:
+    pauses = Pauses()
+    note = encode(Note("2026-11-30T10:00:00.000Z", "anna@h", "why"))
+    later = encode(Note("2026-11-30T11:00:00.000Z", "anna@h", "why"))
+    pauses.apply(key_of("topic", "order.paid"), later)
+    pauses.apply(key_of("lane", "1"), note)
+    pauses.apply(key_of("type", "refund.decided"), later)
+    for key, value in (
+        (None, note),
+        (b"lane:x", note),
+        (b"lane:", note),
+        (b"moon:1", note),
+        (b"\xff", note),
+        (b"lane:2", b"{}"),
+        (b"lane:2", b"\xff"),
+    ):
+        pauses.apply(key, value)
+    assert [str(each) for each in pauses.now] == ["lane 1", "topic order.paid", "type refund.decided"]
+    assert held_by(pauses.now) == (frozenset({1}), frozenset({"order.paid", "orders.decisions"}))
+    pauses.apply(b"lane:1", None)
+    assert held_by(pauses.now)[0] == frozenset()
+    assert pauses.now[0].seconds(1796040000.0) == pytest.approx(3600, abs=1e9)
+
+
+def test_a_type_is_held_back_by_its_topic() -> None:
+    assert topic_of("type", "order.paid") == "order.paid"
+    assert holds("type", "order.paid") == "topic order.paid"
+    assert holds("type", "deadline.passed") == "topic orders.decisions, with refund.decided"
+    assert holds("topic", "orders.decisions") == "topic orders.decisions"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (90000, "1 d 1 h"), (3605, "1 h")],
+)
+def test_how_long(seconds: float, says: str) -> None:
+    assert span(seconds) == says
