@@ -36,6 +36,7 @@ ARGUMENTS: Final[dict[str, str]] = {
     "folder": "there/is/none",
     "file": "orders.csv",
     "reason": "to see what happens",
+    "why": "to see what happens",
 }
 """Name of a required argument -> what it gets here. Enums get their first value."""
 MORE: Final = {
