@@ -410,6 +410,11 @@ class Verifier:
                     for each, when in arrived[fact.order_id]
                     if when < at and each.key not in readings[0].refused
                 ]
+                what = fact.content.get("deadline")
+                if what in ("ship", "unshipped", "deliver") and not all(
+                    _moves_all(each, what) for each in before if each.type == "shipment.updated"
+                ):
+                    continue  # of a parcel's scans, another one may say where its units are, or which it has
                 for each in before:
                     if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
                         yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
@@ -555,6 +560,12 @@ class Verifier:
                 yield f"order {order_id}: last notice {last.get(order_id)}, status {readings[0].status()}"
 
 
+def _moves_all(scan: Fact, what: str) -> bool:
+    """Whether a scan says of whatever its parcel has that it is there: in transit, or delivered."""
+    there = ("delivered", "returned") if what == "deliver" else MOVED
+    return scan.content.get("items") is None and scan.content["status"] in there
+
+
 def _answers(fact: Fact, deadline: Fact) -> bool:
     """Whether it is what the deadline waited for, by itself.
     (A payment may be one of several, and is left out.)
@@ -580,8 +591,7 @@ def _answers(fact: Fact, deadline: Fact) -> bool:
     if what == "label":
         return fact.type == "shipment.updated" and content["status"] != "pending"
     if what in ("ship", "unshipped", "deliver"):
-        moved = fact.type == "shipment.updated" and content.get("items") is None
-        return moved and content["status"] in (("delivered", "returned") if what == "deliver" else MOVED)
+        return fact.type == "shipment.updated" and _moves_all(fact, what)
     return (
         what == "release"
         and fact.type in ("stock.rejected", "stock.released")
