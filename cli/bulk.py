@@ -160,9 +160,7 @@ def submit_command(
     """
     settings, started = get_settings(), time.monotonic()
     mapped = None if mapping is None else load_for(kind.value, mapping)
-    job = None if job is None else _uuid(job)
-    cut_over = _cut_over(settings, kind, live_from, as_new)
-    sending = _Sending(settings, again)
+    cut_over, sending = _cut_over(settings, kind, live_from, as_new), _Sending(settings, again)
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
         bar = stack.enter_context(progress("lines read", quiet=as_json))
@@ -172,7 +170,7 @@ def submit_command(
             stack,
             stdin=sys.stdin.buffer,
             format=None if format is None else format.value,
-            job=job,
+            job=None if job is None else _uuid(job),
             bounds=bounds_of(settings, max_bytes),
             mapping=mapped,
             cut_over=cut_over,

@@ -226,7 +226,8 @@ def resolve_command(
     wanted = _filter(code, topic, since, until, source, seller, order, text)
     if not ids and (undo or wanted == Filter()):
         raise OrdersError(
-            "nothing says which dead letters", "give their PARTITION:OFFSET, or --code, --topic ..."
+            "nothing says which dead letters",
+            "give their PARTITION:OFFSET, or filters such as --code and --topic",
         )
     chosen = _ids(",".join(ids)) if ids else None
     settings = get_settings()

@@ -55,17 +55,16 @@ def init_command(
     if partitions is not None:
         settings = settings.model_copy(update={"partitions": partitions})
 
-    async def work() -> tuple[list[str], list[Dropped]]:
+    async def work() -> list[Dropped]:
         from sinks.migrate import dropped  # SQLAlchemy and Alembic take their time
 
-        created = await create(settings, partition_by.value)
-        return created, await dropped(settings, partition_by.value)
+        created.extend(await create(settings, partition_by.value))
+        return await dropped(settings, partition_by.value)
 
     # The first time there is nothing to note it in.
     created = [] if asyncio.run(journal.exists(settings)) else asyncio.run(topics.ensure(settings))
     with noted(settings, "init", why):
-        made, lacking = asyncio.run(work())
-    created += made
+        lacking = asyncio.run(work())
     for kind, name, statement in lacking:
         then = " (and grant it, see orders grants postgres)" if kind == "view" else ""
         say(

@@ -541,7 +541,7 @@ def _state(each: Shadow) -> str:
 async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
     """Delete these schemas of rebuilds, all of them if none is named, and return their names.
 
-    Blocks. Raises NotReady, Held.
+    Blocks. Raises NotReady, InUse.
     """
     ddl.require_session(settings, "orders rebuild drop")
     async with ddl.connect(settings) as connection:
@@ -571,7 +571,7 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
 async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Rebuild]:
     """Open the shadow that can go on, else create a new one and `say` why.
 
-    Raises SchemaTaken, Held, NotReady.
+    Raises SchemaTaken, InUse, NotReady.
     """
     ddl.require_session(settings, "orders rebuild start")
     await migrate.check(settings)
@@ -603,7 +603,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
 
 @asynccontextmanager
 async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
-    """Open the shadow that is there. Raises NotReady, SchemaTaken, Held."""
+    """Open the shadow that is there. Raises NotReady, SchemaTaken, InUse."""
     ddl.require_session(settings, "orders rebuild")
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:

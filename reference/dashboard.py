@@ -152,6 +152,16 @@ _ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("CPU", "short", [("rate(process_cpu_seconds_total{JOB}[5m])", "{{instance}} cores")]),
         Panel("Memory", "bytes", [("process_resident_memory_bytes{JOB}", "{{instance}}")]),
         Panel(
+            "What a person should look at, raised",
+            "short",
+            [
+                (
+                    'sum by (kind) (increase(orders_attention_total{JOB,state="raised"}[1h])) > 0',
+                    "{{kind}}",
+                )
+            ],
+        ),
+        Panel(
             "Deadlines that passed",
             "short",
             [("sum by (deadline) (increase(orders_deadlines_total{JOB}[10m]))", "{{deadline}}")],

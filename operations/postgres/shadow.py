@@ -43,7 +43,7 @@ class LayoutChanged(OrdersError):
     remedy = "run orders rebuild start, which begins again"
 
 
-class Held(OrdersError):
+class InUse(OrdersError):
     """Another process works on the shadow."""
 
     remedy = "wait for it, or end it"
@@ -109,11 +109,11 @@ async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
 
 
 async def hold(connection: ddl.Connection, schema: str) -> None:
-    """Keep others away from a shadow as long as the connection is open. Raises Held."""
+    """Keep others away from a shadow as long as the connection is open. Raises InUse."""
     if not await connection.fetchval(
         "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema
     ):
-        raise Held(f"another orders rebuild is at work in schema {schema}")
+        raise InUse(f"another orders rebuild is at work in schema {schema}")
 
 
 _LAYOUT = """

@@ -368,8 +368,8 @@ async def test_a_part_of_the_schema_that_was_dropped_is_named(empty: Settings, d
     if "alembic_version" not in drops:  # else nothing tells that it was there
         with pytest.raises(SchemaMismatch, match="a part of the schema was dropped: "):
             await migrate.fits(empty)
-    anew = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public"
-    await execute(as_admin(empty.postgres), anew)  # as who owns the schema
+    empty_again = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public"
+    await execute(as_admin(empty.postgres), empty_again)  # as who owns the schema
     await migrate.upgrade(empty)
     await migrate.fits(empty)
 

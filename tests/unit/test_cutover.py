@@ -19,6 +19,7 @@ from settings import Settings
 from tests.unit.builders import ORDER, STRANGER, at, created, line, moment
 from tests.unit.test_sources_bulk import FIRST, HEADER, OTHER, SECOND, taken
 
+pytestmark = pytest.mark.usefixtures("unnoted")
 TOLD = "would be charged again"
 """What the line says."""
 LATER = "2999-01-01T00:00:00Z"

@@ -19,14 +19,17 @@ from streams.transport.errors import FailStop
 from tests.parsed import ROOT, parsed
 
 NAMED_IN_CLI = {
+    "cli/attention.py": {"Unavailable"},
     "cli/bulk.py": {"OtherJob"},
     "cli/db.py": {"BrokenReferences"},
     "cli/local.py": {"StackError"},
+    "cli/noting.py": {"OrdersError"},
     "cli/show.py": {"Unavailable"},
     "cli/worker.py": {"OrdersError"},
 }
 """A job that isn't ours ends before its report is printed, rows that break a reference are listed and end
-with exit code 1, a stack that can't be read isn't used, who looks for a cart is told where it is looked for,
+with exit code 1, a stack that can't be read isn't used, who looks for a cart or for
+what needs attention is told where it is looked for, an operation ends though its end can't be noted,
 and a bulk worker logs why it ends. Everything else goes to cli/main.py.
 """
 

@@ -35,6 +35,8 @@ ARGUMENTS: Final[dict[str, str]] = {
     "coordinates": "0:0",
     "folder": "there/is/none",
     "file": "orders.csv",
+    "reason": "to see what happens",
+    "why": "to see what happens",
 }
 """Name of a required argument -> what it gets here. Enums get their first value."""
 MORE: Final = {
