@@ -187,8 +187,8 @@ def notices_command(
     why: Reason = None,
     as_json: Json = False,
 ) -> None:
-    """List the last notices that readers of suborder.updated and order.status_changed should have got and
-    didn't, for instance after a wrong deploy; --send publishes them.
+    """List the last notices that readers of suborder.updated, order.status_changed and order.attention should
+    have got and didn't, for instance after a wrong deploy; --send publishes them.
 
     The last notice about each order and suborder is compared with what its state amounts to. Run it once the
     audit finds states and rows right. Before --send stop all workers; what was sent isn't sent again.

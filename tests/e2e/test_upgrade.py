@@ -94,8 +94,11 @@ async def test_forward_and_back_in_one_group(fresh: Settings, tmp_path: Path) ->
             repaired = orders("repair", "--rows")
             assert repaired.returncode == 0, repaired.stderr
             processed()
-            report = audit()
             assert newer.terminate() == 0
+    # Nor does the version before tell of attention that it doesn't know of.
+    made_up_for = orders("rebuild", "notices", "--send")
+    assert made_up_for.returncode == 0, made_up_for.stderr
+    report = audit()
     assert report["counts"]["orders"] >= 300
     # Each has gone on with states of the other one.
     followed = [
