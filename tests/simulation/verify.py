@@ -28,7 +28,7 @@ from streams.partitioner import partition_of
 from streams.transport.table import DUE, LATEST, due_entry
 from tables import codec
 from tests.simulation.accounts import coordinates, natural_keys
-from tests.simulation.attention import wrong_events, wrong_rows
+from tests.simulation.attention import left_alone, waits_for_everything, wrong_events, wrong_rows
 from tests.simulation.kafka import Record
 from tests.simulation.world import World
 
@@ -74,6 +74,7 @@ class Verifier:
         yield from self._derived()
         yield from self._refunds()
         yield from self._deadlines()
+        yield from self._left_alone()
         yield from self._letters()
         yield from self._cache()
         if not self.world.restarted:
@@ -418,6 +419,18 @@ class Verifier:
                 for each in before:
                     if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
                         yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
+
+    def _left_alone(self) -> Iterator[str]:
+        """With every deadline above 0, no order is without an end and without somebody who is told."""
+        settings = self.world.settings
+        if self.world.clock_went_back or not waits_for_everything(settings):
+            return
+        hidden = self.world.hidden
+        waiting = {
+            str(UUID(bytes=key)) for key, raw in self.world.accounts.states.items() if codec.due_of(raw)
+        }
+        rows: list[Any] = list(self.world.tables.rows[ATTENTION].values())
+        yield from left_alone(self.readings, rows, self._arrived(), settings, waiting | hidden)
 
     def _arrived(self) -> Mapping[str, list[tuple[Fact, int]]]:
         """Order -> facts, and when they came to its own lane, ms by the brokers' clock."""

@@ -105,13 +105,14 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def _deadlines(rng: Random) -> dict[str, Any]:
-    """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
-    off = rng.random() < 0.3
-    policy: dict[str, Any] = {
-        f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
-    }
+    """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner. In some
+    none is: then every order ends, or somebody is told.
+    """
+    kind = rng.random()
+    choices = (0.0,) if kind < 0.3 else (0.0, 0.5, 2.0, 5.0) if kind < 0.7 else (0.5, 2.0, 5.0)
+    policy: dict[str, Any] = {f"{name}_deadline": rng.choice(choices) for name in ANSWERS}
     policy |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
-    policy |= {name: 0.0 if off else rng.choice((0.0, 0.5, 2.0, 5.0)) for name in ENDS}
+    policy |= {name: rng.choice(choices) for name in ENDS}
     return policy | {"refund_attempts": rng.choice((1, 2, 3))}
 
 
