@@ -18,6 +18,7 @@ from api.keys import changing, made
 from contracts import ids
 from contracts.errors import Refused
 from domain import events, parts, rows
+from domain.attention import attention_rows
 from domain.fold import fold
 from domain.order import Order
 from domain.totals import RunningTotals
@@ -89,6 +90,7 @@ def row_batch(orders: Iterable[tuple[UUID, Order]]) -> RowBatch:
         batch.suborders += parts.suborder_rows(order_id.bytes, order, batch.orders[-1])
         batch.payments += parts.payment_rows(text, order)
         batch.refunds += parts.refund_rows(text, order_id.bytes, order)
+        batch.attention += attention_rows(text, order_id.bytes, order, *rows.fact_times(order))
     return batch
 
 
