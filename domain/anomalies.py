@@ -191,9 +191,7 @@ def _about_refunds(order: Order, now: OrderView, totals: RunningTotals) -> list[
     if now.decided > now.captured:
         numbers = {"decided": now.decided, "captured": now.captured}
         some.append(Anomaly("refund_above_captured", "decided above what was captured", None, numbers))
-    if not now.live:
-        return some
-    for refund in uncovered(order, now, totals):
+    for refund in uncovered(order, now, totals) if now.live else ():
         detail = f"{refund.cause.text} {ids.text(refund.cause_id)}: captured money does not cover this refund"
         numbers = {"amount": refund.amount, "captured": now.captured, "decided": now.decided}
         some.append(Anomaly("refund_uncovered", detail, refund.cause_id, numbers))
@@ -209,7 +207,7 @@ def _about_refunds(order: Order, now: OrderView, totals: RunningTotals) -> list[
             first < live[item_id] for item_id, first, _ in decision.units
         ):
             why.append("a unit that it paid for is live after all")
-        if decision.cause is RefundCause.CLOSED:
+        if decision.cause is RefundCause.CLOSED and now.live:
             why.append("the order was closed, but a unit is live after all")
         some += [Anomaly("refund_contradicted", f"decision {decision.n}: {each}", decision.n) for each in why]
     return some

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Final, cast
 
 import asyncpg
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ from settings import Settings
 from sinks import arrays
 from sinks.availability import Availability
 from sinks.connection import Connector, HalfOpen, TablesTakenAway, tables_there, watched
-from sinks.rows import ROWS, RowBatch
+from sinks.rows import ROWS, NotedAttention, RowBatch
 from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
 log = logging.getLogger(__name__)
@@ -87,17 +87,54 @@ def _upsert(table: sa.Table, first: int, schema: str) -> str:
     )
 
 
+_NOTED: Final = (
+    ("order_id", arrays.UUID),
+    ("user_id", arrays.UUID),
+    ("region", arrays.TEXT),
+    ("kinds", arrays.TEXT),
+    ("updated_at", arrays.TIME),
+    ("version", arrays.INTEGER),
+)
+"""Fields of sinks.rows.NotedAttention, and how each is written."""
+_NOTED_KINDS: Final = bytes(kind for _, kind in _NOTED)
+
+
+def _clear(first: int, schema: str) -> str:
+    """UPDATE of what is open of orders' attention and isn't noted; what is noted is given by parameters
+    $first, ... Naming user and region, so that one partition is looked into for each order.
+    """
+    given = [
+        f"unnest(${at}::{arrays.type_of(kind)}[]) AS {name}" for at, (name, kind) in enumerate(_NOTED, first)
+    ]
+    return (
+        f"UPDATE {schema}.orders_attention old SET cleared_at = greatest(old.since, new.updated_at),"
+        f" updated_at = new.updated_at, version = new.version FROM (SELECT {', '.join(given)}) new"
+        " WHERE old.order_id = new.order_id AND old.user_id = new.user_id AND old.region = new.region"
+        " AND old.cleared_at IS NULL AND old.version <= new.version"
+        " AND old.kind <> ALL (string_to_array(new.kinds, ',')) RETURNING 1"
+    )
+
+
 @functools.cache
-def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", schema: str = "public") -> str:
-    """The one statement that writes rows of these tables (in the order of schema.TABLES, at least one).
-    It returns how many rows changed.
+def statement(
+    tables: tuple[str, ...],
+    partition_by: PartitionBy = "user_id",
+    schema: str = "public",
+    noted: bool = False,
+) -> str:
+    """The one statement that writes rows of these tables (in the order of schema.TABLES, at least one), and
+    clears what is open of attention that isn't `noted`. It returns how many rows changed.
     """
     metadata, parts, first = build_metadata(partition_by), [], 1
     for name in tables:
         table = metadata.tables[name]
         parts.append(f"{name}_ AS ({_upsert(table, first, schema)})")
         first += len(ROWS[name].__struct_fields__)
-    counts = " + ".join(f"(SELECT count(*) FROM {name}_)" for name in tables)
+    names = list(tables)
+    if noted:
+        parts.append(f"cleared_ AS ({_clear(first, schema)})")
+        names.append("cleared")
+    counts = " + ".join(f"(SELECT count(*) FROM {name}_)" for name in names)
     return f"WITH {', '.join(parts)} SELECT {counts}"
 
 
@@ -191,19 +228,23 @@ class PostgresSink:
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         try:
             with tables_there(), self.availability.asked():
-                return await self._write_once(self._pool, filled)
+                return await self._write_once(self._pool, filled, batch.noted)
         except TablesTakenAway:
             self._connector.drop()  # what comes back may be older, and new connections have that looked at
             self.taken_away += 1
             raise
 
     async def _write_once(
-        self, pool: asyncpg.Pool[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
+        self,
+        pool: asyncpg.Pool[asyncpg.Record],
+        filled: Mapping[str, Sequence[Row]],
+        noted: Sequence[NotedAttention],
     ) -> int:
         async with pool.acquire() as connection:
             try:
                 async with watched(connection):
-                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
+                    open_one = cast("asyncpg.Connection[asyncpg.Record]", connection)
+                    return await self._write(open_one, filled, noted)
             except (HalfOpen, asyncpg.PostgresConnectionError):
                 self._connector.drop()
                 raise
@@ -263,16 +304,25 @@ class PostgresSink:
                     f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids
                 )
             if filled:
-                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
+                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled, ())
 
     async def _write(
-        self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
+        self,
+        connection: asyncpg.Connection[asyncpg.Record],
+        filled: Mapping[str, Sequence[Row]],
+        noted: Sequence[NotedAttention],
     ) -> int:
         arguments: list[bytes | str] = []
         for table, rows in filled.items():
             arguments += columns_of(table, rows)
+        if noted:
+            try:
+                arguments += arrays.pack(noted, _NOTED_KINDS)
+            except (ValueError, TypeError) as error:
+                raise asyncpg.DataError(f"what is noted of attention: {error}") from error
         by = self._partition_by or await self._read_partition_by(connection)
-        return cast(int, await connection.fetchval(statement(tuple(filled), by, self._schema), *arguments))
+        sql = statement(tuple(filled), by, self._schema, bool(noted))
+        return cast(int, await connection.fetchval(sql, *arguments))
 
     async def close(self) -> None:
         """Close the connections, waiting for writes as long as a statement may take.

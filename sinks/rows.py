@@ -33,6 +33,23 @@ them to each other by name).
 """
 
 
+class NotedAttention(NamedTuple):
+    """What is noted of the attention of an order, whose rows are written.
+
+    A run that was killed may have folded its facts in another order, and have written a row of a kind that
+    this run never saw. Where such a row is open, and isn't of a later version, it is cleared.
+    """
+
+    order_id: str
+    user_id: str
+    region: str
+    kinds: str
+    """Those of its rows, cleared ones too, separated by commas."""
+    updated_at: str
+    version: int
+    """As in the rows of its attention."""
+
+
 @dataclass(slots=True)
 class RowBatch:
     """Rows of the tables that are written together.
@@ -47,6 +64,8 @@ class RowBatch:
     payments: list[PaymentRow] = field(default_factory=list)
     refunds: list[RefundRow] = field(default_factory=list)
     attention: list[AttentionRow] = field(default_factory=list)
+    noted: list[NotedAttention] = field(default_factory=list)
+    """No rows, so neither counted nor among by_table()."""
 
     def by_table(self) -> dict[str, Sequence[Row]]:
         """Table -> its rows, in the order of `sinks.schema.TABLES`; tables without rows are left out."""
@@ -72,6 +91,7 @@ class RowBatch:
         self.payments += other.payments
         self.refunds += other.refunds
         self.attention += other.attention
+        self.noted += other.noted
 
     def of(self, order_ids: Container[str]) -> RowBatch:
         """The rows of these orders, by canonical id."""
@@ -84,6 +104,7 @@ class RowBatch:
             [row for row in self.payments if row.order_id in order_ids],
             [row for row in self.refunds if row.order_id in order_ids],
             [row for row in self.attention if row.order_id in order_ids],
+            [each for each in self.noted if each.order_id in order_ids],
         )
 
     def last_of_each(self) -> RowBatch:
@@ -97,6 +118,7 @@ class RowBatch:
             list({(row.order_id, row.id): row for row in self.payments}.values()),
             list({(row.order_id, row.id): row for row in self.refunds}.values()),
             list({(row.order_id, row.kind): row for row in self.attention}.values()),
+            list({each.order_id: each for each in self.noted}.values()),
         )
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ from domain.order import (
 from domain.shapes import Derived, Event, LateRefusal, OrderRow, Summary
 from domain.totals import RunningTotals
 from settings import Settings
-from sinks.rows import CacheEntry, RowBatch
+from sinks.rows import CacheEntry, NotedAttention, RowBatch
 from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, record_id_of, rekeyed_from
 from streams.partitioner import partition_of
 from streams.transport import Moved, OutRecord, Slice
@@ -572,9 +572,13 @@ def _project_parts(
 ) -> None:
     """Add the rows of an order's parts that have changed, all of them once it is created."""
     order = changed.order
+    kinds = ""
     if order.attention:
         # Their version and times are the order's.
         batch.attention += attention_rows(order_id, raw_id, order, *rows.fact_times(order))
+        kinds = ",".join([each.kind for each in order.attention])
+    version = row.version + len(order.decisions)
+    batch.noted.append(NotedAttention(order_id, row.user_id, row.region, kinds, row.updated_at, version))
     if changed.suborders or changed.created:
         batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals, brief.suborders)
     if changed.created:

@@ -196,8 +196,12 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def begin(*_: object, **__: object) -> None: ...
 
+    async def exists(_: object) -> bool:
+        return True
+
     monkeypatch.setattr(journal, "begin", begin)
     monkeypatch.setattr(journal, "end", begin)
+    monkeypatch.setattr(journal, "exists", exists)
 
 
 @pytest.fixture

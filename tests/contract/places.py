@@ -36,7 +36,7 @@ from settings import Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
-from sinks.rows import CacheEntry, RowBatch
+from sinks.rows import CacheEntry, NotedAttention, RowBatch
 from sinks.schema import TABLES
 from tests import stackfixture
 from tests.servers import REDIS_DATABASE, as_admin, url, with_path
@@ -112,6 +112,8 @@ class Order:
             into.attention.append(
                 AttentionRow(order, user, "SP", "overpaid", "by 5.00", created, None, *ends)
             )
+        kinds = "overpaid" if self.status == "returned" else ""
+        into.noted.append(NotedAttention(order, user, "SP", kinds, updated, self.version))
         into.suborders.append(
             suborder_row(
                 ident(f"suborder of {self.name}"),

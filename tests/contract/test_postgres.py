@@ -82,7 +82,7 @@ async def test_a_bad_row_and_nothing_of_its_batch_is_written(postgres: PostgresP
 
 async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
     whole = postgres.batch([ORDER])
-    names = RowBatch.__slots__
+    names = [name for name in RowBatch.__slots__ if name != "noted"]
     for size in (1, 2, len(names) - 1, len(names)):
         for chosen in itertools.combinations(names, size):
             await postgres.empty()

@@ -24,7 +24,7 @@ from queries.reader import Reader
 from sinks.rows import CacheEntry, RowBatch
 from tables import codec
 from tests.contract.places import FakePostgresPlace, FakeRedisPlace, Place, PostgresPlace, RedisPlace
-from tests.contract.test_fakes import rows
+from tests.contract.test_fakes import rows, values_of
 from tests.integration.api_world import entry, row_batch
 from tests.property.records import Record, dense
 from tests.property.test_against_reference import Ours, Theirs
@@ -154,10 +154,7 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
     }
     assert without_cleared(await rows(postgres)) == expected_rows
     there = {
-        table: {
-            comparable(table, tuple(getattr(row, name) for name in columns(table)))
-            for row in rows_there.values()
-        }
+        table: {comparable(table, values_of(table, row)) for row in rows_there.values()}
         for table, rows_there in fake_postgres.tables.rows.items()
     }
     assert without_cleared(there) == expected_rows

@@ -171,7 +171,7 @@ async def test_a_seller_sees_its_part(service: Service) -> None:
     whole, part = await everybody.json(f"{path}/explain"), await caller.json(f"{path}/explain")
     assert set(whole) - set(part) == {
         *("user_id", "region", "total_amount", "discount_amount", "tax_amount"),
-        *("payments", "refunds", "cart_id", "cart_created_at"),
+        *("payments", "refunds", "cart_id", "cart_created_at", "attention"),
     }
     for what in ("items", "shipments", "suborders"):
         own(whole, part, what, seller)

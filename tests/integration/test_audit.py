@@ -1005,6 +1005,7 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
         "orders_suborder": 10,
         "orders_payment": 6,
         "orders_refund": 2,
+        "orders_attention": 1,
     }
 
 

@@ -33,6 +33,9 @@ async def database(stack: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await drop_database(stack, settings)
 
 
+pytestmark = pytest.mark.usefixtures("unnoted")
+
+
 @pytest.fixture
 def orders(capsys: pytest.CaptureFixture[str]) -> Orders:
     """Run `orders db ...` -> exit code, stdout, stderr."""

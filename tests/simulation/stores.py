@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -17,10 +17,11 @@ import asyncpg
 import msgspec
 import redis.exceptions
 from lupa import lua51
+from msgspec.structs import replace
 
-from domain.shapes import Row
+from domain.shapes import AttentionRow, Row
 from sinks.redis import _SCRIPT
-from sinks.rows import RowBatch
+from sinks.rows import NotedAttention, RowBatch
 from sinks.schema import TABLES, build_metadata
 from streams.transport.table import DUE, StateStore
 from tables.codec import is_state
@@ -44,13 +45,29 @@ class Tables:
     def __init__(self) -> None:
         self.rows: dict[str, dict[tuple[Any, ...], Row]] = {name: {} for name in TABLES}
 
-    def write(self, given: Mapping[str, Sequence[Row]]) -> int:
+    def write(self, given: Mapping[str, Sequence[Row]], noted: Sequence[NotedAttention] = ()) -> int:
         """Write rows in one transaction; returns how many are new or changed."""
-        return sum(
+        cleared = [row for each in noted for row in self._not_noted(each)]
+        return len(cleared) + sum(
             self._put(self.rows[table], _KEYS[table](row), row)
             for table, rows in given.items()
             for row in rows
         )
+
+    def _not_noted(self, noted: NotedAttention) -> Iterator[Row]:
+        """Clear what is open of an order's attention and isn't noted, and yield it."""
+        table = self.rows["orders_attention"]
+        for key, row in list(table.items()):
+            assert isinstance(row, AttentionRow)
+            if (
+                row.order_id == noted.order_id
+                and row.cleared_at is None
+                and row.version <= noted.version
+                and row.kind not in noted.kinds.split(",")
+            ):
+                at, version = noted.updated_at, noted.version
+                table[key] = replace(row, cleared_at=max(row.since, at), updated_at=at, version=version)
+                yield row
 
     @staticmethod
     def _put(table: dict[tuple[Any, ...], Row], key: tuple[Any, ...], row: Row) -> bool:
@@ -82,10 +99,11 @@ class FakePostgres:
     async def write(self, batch: RowBatch, /) -> int:
         """See Sink. Raises asyncpg.ConnectionDoesNotExistError, and TimeoutError."""
         given = {table: tuple(rows) for table, rows in batch.by_table().items()}
+        noted = tuple(batch.noted)
         if not given:
             return 0
         return await self._network.request(
-            POSTGRES, "rows", lambda: self._tables.write(given), _connection_lost, self._timeout
+            POSTGRES, "rows", lambda: self._tables.write(given, noted), _connection_lost, self._timeout
         )
 
     async def close(self) -> None:

@@ -413,10 +413,16 @@ class Verifier:
                 ]
                 what = fact.content.get("deadline")
                 if what in ("ship", "unshipped", "deliver") and not all(
-                    _moves_all(each, what) for each in before if each.type == "shipment.updated"
+                    _moves_all(each, what)
+                    for each, _ in arrived[fact.order_id]
+                    if each.type == "shipment.updated"
                 ):
                     continue  # of a parcel's scans, another one may say where its units are, or which it has
+                created = readings[0].created
+                live_from = None if created is None else created.content.get("live_from")
                 for each in before:
+                    if each.type == "refund.failed" and live_from is not None and each.time < live_from:
+                        continue  # of history, so it is no answer of ours
                     if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
                         yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
 
