@@ -45,7 +45,7 @@ def attend(
     details = holding(order, writer.order_id, now, totals)
     if not details and not order.attention:
         return
-    began = _since(order, writer.order_id, details, changed) if details else {}
+    began = _since(order, writer.order_id, details, changed, totals) if details else {}
     version = version_of(order)
     known = {each.kind: each for each in order.attention}
     for each in order.attention:
@@ -61,7 +61,7 @@ def attend(
         noted.detail, noted.since, noted.cleared_at = kept_, began[kind], None
         if is_new:
             writer.attention(created, noted, detail, version)
-    order.attended = _sum_of_times(order) if details else 0
+    order.attended = _sum_of_times(order, totals) if details else 0
 
 
 def renew(order: Order, order_id: bytes) -> None:
@@ -71,14 +71,15 @@ def renew(order: Order, order_id: bytes) -> None:
     """
     if order.created is None:
         return
-    details = holding(order, order_id, None, None)
+    totals = RunningTotals(order)
+    details = holding(order, order_id, None, totals)
     order.attended = 0
-    began = _since(order, order_id, details, 0) if details else {}
+    began = _since(order, order_id, details, 0, totals) if details else {}
     cleared = [each for each in order.attention if each.cleared_at is not None and each.kind not in details]
     order.attention = cleared + [
         Attention(kind, kept(detail), began[kind]) for kind, detail in details.items()
     ]
-    order.attended = _sum_of_times(order) if details else 0
+    order.attended = _sum_of_times(order, totals) if details else 0
 
 
 def holding(
@@ -129,41 +130,25 @@ def since_of(order: Order, order_id: bytes) -> dict[str, int]:
 # -- since ---------------------------------------------------------------------------------------------------
 
 
-def _sum_of_times(order: Order) -> int:
+def _sum_of_times(order: Order, totals: RunningTotals) -> int:
     """What tells the facts and decisions of an order from others of the same number, nearly always."""
-    total = 1 if order.created is None else order.created.time
-    for field in FACT_FIELDS:
-        for fact in getattr(order, field):
-            if not fact.refused:
-                total += fact.time
-    for decision in order.decisions:
-        total += decision.time
-    return total & _SUM or 1
+    created = 1 if order.created is None else order.created.time
+    return (created + totals.moments()[0]) & _SUM or 1
 
 
-def _latest(order: Order) -> int:
-    """The latest time of all."""
-    assert order.created is not None
-    latest = order.created.time
-    for field in FACT_FIELDS:
-        for fact in getattr(order, field):
-            if fact.time > latest:
-                latest = fact.time
-    for decision in order.decisions:
-        latest = max(latest, decision.time)
-    return latest
-
-
-def _since(order: Order, order_id: bytes, kinds: Mapping[str, str], changed: int) -> dict[str, int]:
+def _since(
+    order: Order, order_id: bytes, kinds: Mapping[str, str], changed: int, totals: RunningTotals
+) -> dict[str, int]:
     known: dict[str, int | None] = dict.fromkeys(kinds)
     # A version that doesn't know of attention may have taken in facts meanwhile: then what was noted isn't
     # good.
-    if order.attended and (order.attended + changed) & _SUM == _sum_of_times(order):
+    if order.attended and (order.attended + changed) & _SUM == _sum_of_times(order, totals):
         for each in order.attention:
             if each.cleared_at is None and each.kind in known:
                 known[each.kind] = each.since
-        stay = {kind: since for kind, since in known.items() if since is not None and since < changed}
-        if len(stay) == len(known) and _latest(order) <= changed:
+        stay = {kind: since for kind, since in known.items() if since is not None and since <= changed}
+        latest = max(order.created.time, totals.moments()[1]) if order.created is not None else changed
+        if len(stay) == len(known) and latest <= changed:
             return stay  # as nearly always: as of all times before this event nothing is otherwise
     return _look_back(order, order_id, known, changed)
 

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from contracts.incoming import FACT_FIELDS
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer
 from domain.limits import LIMITS, Limits, size_of
 from domain.order import (
@@ -151,6 +152,9 @@ def _end(span: Span) -> int:
     return span[1]
 
 
+_NEVER: Final = -(1 << 63)
+
+
 class RunningTotals:
     """See the module. Made of an order and kept beside it: every fact that the
     order takes in is added here.
@@ -159,6 +163,7 @@ class RunningTotals:
     __slots__ = (
         "_index",
         "_lines",
+        "_moments",
         "_sizes",
         "captured",
         "claimed",
@@ -202,6 +207,7 @@ class RunningTotals:
         self.history: History | None = None
         """Of an order that another system handled before."""
         self._lines: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._moments: tuple[int, int] | None = None
         created = order.created
         for decision in order.decisions:
             self.decided += decision.amount
@@ -228,6 +234,9 @@ class RunningTotals:
     def add(self, field: str, facts: list[SimpleFact], fact: SimpleFact) -> None:
         """Append a fact to `facts`, that field of the order, and count it."""
         facts.append(fact)
+        if self._moments is not None and not fact.refused:
+            total, latest = self._moments
+            self._moments = total + fact.time, max(latest, fact.time)
         if self._index is not None and field in self._index:
             self._index[field][fact.key()] = fact
         if self._sizes is not None:
@@ -255,6 +264,9 @@ class RunningTotals:
         """Append a refund decision to the order's, and count it."""
         self.order.decisions.append(decision)
         self.decided += decision.amount
+        if self._moments is not None:
+            total, latest = self._moments
+            self._moments = total + decision.time, max(latest, decision.time)
         if self._sizes is not None:
             self.grow(decision, size_of(decision))
         if self.refunded is not None:
@@ -262,9 +274,28 @@ class RunningTotals:
 
     def earlier(self, fact: SimpleFact) -> None:
         """A fact's time has become an earlier one: another stage of its return may win."""
+        self._moments = None
         created = self.order.created
         if type(fact) is ReturnStage and created is not None and not fact.refused:
             self._supersede(created, fact)
+
+    def moments(self) -> tuple[int, int]:
+        """The times of all facts that count and of all decisions: their sum, and the latest; 0 and a time
+        before all others without any. Of each of them but order.created.
+        """
+        if self._moments is None:
+            total, latest = 0, _NEVER
+            order = self.order
+            for field in FACT_FIELDS:
+                for fact in getattr(order, field):
+                    if not fact.refused:
+                        total += fact.time
+                        latest = max(latest, fact.time)
+            for decision in order.decisions:
+                total += decision.time
+                latest = max(latest, decision.time)
+            self._moments = total, latest
+        return self._moments
 
     def known(self, field: str, facts: list[SimpleFact], fact: SimpleFact) -> SimpleFact | None:
         """The fact of the same natural key among `facts`, that field of the order."""
