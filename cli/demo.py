@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ DEADLINES = {"ORDERS_PAYMENT_DEADLINE": "5"}
 """Some of the simulated customers' cards are declined: those orders close while one watches."""
 CHECKOUT_RATE = 100.0
 SIMULATION_SECONDS = 60.0
+ATTENTION_KINDS = 3
+"""The most frequent kinds of attention; beside them that of the late order is counted."""
 SHARES = (0.02, 0.1, 0.005)
 """Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
 
@@ -112,9 +115,11 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         console_process, address = _console(folder, stack.env)
         processes.append(console_process)
         _step("console", f"{address} shows it in a browser{'' if keep else ', while this runs'}")
+        late = asyncio.run(_late(settings))
         simulated = asyncio.run(_simulate(settings, worker))
         asyncio.run(_stream(settings, orders, worker))
         asyncio.run(_summary(settings, simulated))
+        asyncio.run(_looked_at(settings, late))
         _verdict(settings)
         done = True
     finally:
@@ -244,6 +249,17 @@ def _stop(folder: Path) -> None:
     console.print("stopped; the data stays in " + str(folder))
 
 
+async def _late(settings: Settings) -> str:
+    """Send an order that its seller ships late, and return its id."""
+    from workload import late
+    from workload.producer import send
+
+    now = time.time_ns()
+    order_id, events = late.order(now, now // 1000)
+    await send(settings, events)
+    return order_id
+
+
 async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
     """Simulate customers and services until every order has ended, and return the orders' ids."""
     from cli.simulate import run
@@ -258,6 +274,8 @@ async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list
             f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them"
             f" {outcome.hanging[0]}"
         )
+    if outcome.stock["wrong"]:
+        raise DemoFailed(f"the inventory's stock doesn't add up: {outcome.stock['wrong'][0]}")
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
     _step("services", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
@@ -382,6 +400,42 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
         console.print(
             Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}")
         )
+
+
+async def _looked_at(settings: Settings, late: str) -> None:
+    """Show the tax of the order that ships late, and what a person should look at."""
+    from operations.postgres.ddl import connect
+    from queries.attention import attention_counts
+    from queries.databases import Databases
+
+    async with connect(settings) as connection:
+        order = await connection.fetchrow(
+            "SELECT total_amount, tax_amount, currency FROM orders_order WHERE id = $1", UUID(late)
+        )
+        held = await connection.fetch(
+            "SELECT kind, detail FROM orders_attention WHERE order_id = $1 AND cleared_at IS NULL", UUID(late)
+        )
+    databases = Databases(settings)
+    try:
+        counts = await attention_counts(databases)
+    finally:
+        await databases.close()
+    if order is not None:
+        console.print(Text.assemble(("\nTax", "bold"), f" (orders show {late})"))
+        console.print(
+            f"  total {order['total_amount']:.2f} {order['currency']}, {order['tax_amount']:.2f} of it tax"
+        )
+    console.print(
+        Text.assemble(("\nAttention", "bold"), f" (orders attention): {sum(counts.values()):,} to look at")
+    )
+    of_late = [row["kind"] for row in held]
+    for n, (kind, count) in enumerate(counts.items()):
+        if n < ATTENTION_KINDS or kind in of_late:
+            console.print(Text.assemble(f"  {count:>5,}  ", (kind, "yellow")))
+    for row in held:
+        console.print(Text.assemble("Such as ", (row["kind"], "yellow"), f" of order {late}:"))
+        lines = textwrap.wrap(row["detail"], 76, break_on_hyphens=False)
+        console.print(Text("\n".join(f"  {line}" for line in lines)))
 
 
 def _verdict(settings: Settings) -> None:

@@ -7,7 +7,7 @@ import json
 import secrets
 import sys
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from workload.services import Behaviour
 from workload.simulation import SimulationResult, simulate
 
 
+def _share(of_what: str) -> Any:
+    return typer.Option(min=0, max=1, help=f"Share of {of_what}")
+
+
 def simulate_command(
     checkouts: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Number of carts that are checked out.")
@@ -27,24 +31,15 @@ def simulate_command(
     delay: Annotated[
         float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")
     ] = 0.2,
-    silence: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")
-    ] = 0.0,
-    refusals: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of commands that a service refuses.")
-    ] = 0.05,
-    duplicates: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
-    ] = 0.0,
-    cancellations: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")
-    ] = 0.03,
-    returns: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")
-    ] = 0.1,
-    unshipped: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of sellers' parts that are never shipped.")
-    ] = 0.0,
+    silence: Annotated[float, _share("commands that a service overlooks.")] = 0.0,
+    refusals: Annotated[float, _share("commands that a service refuses.")] = 0.05,
+    duplicates: Annotated[float, _share("events that are sent twice.")] = 0.0,
+    cancellations: Annotated[float, _share("orders that their customer cancels.")] = 0.03,
+    returns: Annotated[float, _share("delivered lines that are returned.")] = 0.1,
+    unshipped: Annotated[float, _share("sellers' parts that are never shipped.")] = 0.0,
+    taxed: Annotated[float, _share("orders with tax, by turns on top of prices and in them.")] = 0.5,
+    grants: Annotated[float, _share("delivered parcels for which support grants something.")] = 0.03,
+    failed_refunds: Annotated[float, _share("refunds that fail twice before they are paid.")] = 0.0,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),
@@ -65,7 +60,10 @@ def simulate_command(
     It needs a running worker. The worker sends an overlooked command again when its deadline passes
     (ORDERS_STOCK_DEADLINE and others), and some customers don't pay: their orders end after
     ORDERS_PAYMENT_DEADLINE, an hour unless it is set. What is never shipped ends after ORDERS_SHIP_WITHIN and
-    ORDERS_SHIP_CANCEL_AFTER, if that is set. Exits 1 when some orders haven't ended.
+    ORDERS_SHIP_CANCEL_AFTER, if that is set. Refunds that fail are asked for again after
+    ORDERS_REFUND_RETRY_AFTER, a day unless it is set: set it to seconds with --failed-refunds. In the end the
+    inventory counts its stock. Exits 1 when some orders haven't ended, such a refund isn't paid or the stock
+    doesn't add up.
 
     Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
     """
@@ -80,12 +78,15 @@ def simulate_command(
         delay=delay,
         seed=seed,
         unshipped=unshipped,
+        taxed=taxed,
+        grants=grants,
+        failed_refunds=failed_refunds,
     )
     settings = get_settings()
     with noted(settings, "simulate", why):
         result = asyncio.run(run(settings, behaviour, checkouts, rate, timeout))
-    _report(result, seed, as_json)
-    if result.hanging:
+    _report(result, behaviour, as_json)
+    if not result.right:
         raise typer.Exit(1)
 
 
@@ -108,14 +109,19 @@ async def run(
         return await simulate(settings, behaviour, checkouts, rate, timeout, show)
 
 
-def _report(result: SimulationResult, seed: int, as_json: bool) -> None:
+def _report(result: SimulationResult, behaviour: Behaviour, as_json: bool) -> None:
     ended = Counter(result.ended.values())
     if as_json:
         document = {
-            "seed": seed,
+            "seed": behaviour.seed,
+            "taxed": behaviour.taxed,
+            "grants": behaviour.grants,
+            "failed_refunds": behaviour.failed_refunds,
             "checkouts": result.checkouts,
             "ended": dict(sorted(ended.items())),
             "hanging": result.hanging,
+            "unpaid": result.unpaid,
+            "stock": result.stock,
             "commands": dict(sorted(result.commands.items())),
             "ignored": result.ignored,
             "sent": dict(sorted(result.sent.items())),
@@ -124,15 +130,32 @@ def _report(result: SimulationResult, seed: int, as_json: bool) -> None:
         }
         print(json.dumps(document))
         return
-    say(f"{result.checkouts:,} checkouts in {result.seconds:.1f} s (seed {seed})")
+    say(f"{result.checkouts:,} checkouts in {result.seconds:.1f} s (seed {behaviour.seed})")
     for name, count in ended.most_common():
         say(f"  {count:>8,}  {name}")
     commands = sum(result.commands.values())
     print(f"{commands:,} commands, {result.ignored:,} of them overlooked")
     print(f"{result.sent.total():,} events, {result.duplicated:,} of them twice")
-    if result.hanging:
-        shown = ", ".join(result.hanging[:5]) + (" ..." if len(result.hanging) > 5 else "")
-        say(
-            f"orders: {len(result.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID",
-            file=sys.stderr,
-        )
+    stock = result.stock
+    verdict = "doesn't add up" if stock["wrong"] else "adds up"
+    say(
+        f"stock {verdict}: {stock['initial']:,} units in the beginning, {stock['on_hand']:,} on hand,"
+        f" {stock['reserved']:,} reserved, {stock['shipped']:,} shipped, {stock['returned']:,} back"
+    )
+    _complain(result)
+
+
+def _complain(result: SimulationResult) -> None:
+    """Say on standard error what isn't right."""
+    for wrong, what, see in (
+        (result.hanging, "orders have not ended", "see orders show ORDER_ID"),
+        (
+            result.unpaid,
+            "refunds that failed have not been asked for again until they were paid",
+            "the workers need ORDERS_REFUND_RETRY_AFTER of seconds and ORDERS_REFUND_ATTEMPTS of 3 or more",
+        ),
+        (result.stock["wrong"], "differences in the stock", "compare with orders audit"),
+    ):
+        if wrong:
+            shown = ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
+            say(f"orders: {len(wrong):,} {what}: {shown}; {see}", file=sys.stderr)

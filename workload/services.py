@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Decimal
 from functools import partial
+from math import ceil
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
+from workload.stock import Stock
+
 Data = dict[str, Any]
+
+FAILURES = 2
+"""How often a refund of `failed_refunds` fails."""
 
 
 @dataclass(slots=True)
@@ -52,8 +58,9 @@ def _only(message: Message) -> Steps:
 class Behaviour:
     """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
     answers sent twice. `cancellations` and `returns`: of orders and delivered lines; `grants`: of delivered
-    parcels. `unshipped`: sellers' parts that are never shipped. `delay`: the mean time of an answer, in
-    seconds.
+    parcels. `unshipped`: sellers' parts that are never shipped. `taxed`: orders with tax, by turns on top of
+    the prices and in them. `failed_refunds`: refunds that fail twice before they are paid. `delay`: the mean
+    time of an answer, in seconds.
     """
 
     silence: float = 0.0
@@ -65,6 +72,8 @@ class Behaviour:
     delay: float = 0.2
     seed: int = 0
     unshipped: float = 0.0
+    taxed: float = 0.5
+    failed_refunds: float = 0.0
 
     def luck(self, *what: object) -> Random:
         """Return a random source that is the same for the same names in every run of this seed."""
@@ -91,6 +100,17 @@ class Inventory:
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         self._reservations: dict[str, Reservation] = {}
+        self.unheard: set[str] = set()
+        """Reservations that were asked back when nobody listened, and not since."""
+
+    def held(self, reservation_id: str) -> int:
+        """Units that this reservation holds and no parcel took."""
+        reservation = self._reservations.get(reservation_id)
+        return sum(map(reservation.free, reservation.held)) if reservation else 0
+
+    def total(self) -> int:
+        """Units that are reserved and no parcel took."""
+        return sum(map(self.held, self._reservations))
 
     def reserve(self, command: Data) -> Steps:
         """stock.reserve: all of it, or a part, or nothing."""
@@ -112,12 +132,16 @@ class Inventory:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
             if refused != quantities:
                 reservation.answers.append(_stock("stock.reserved", command))
+        elif not reservation.answers:
+            # Made by a label that came first.
+            reservation.answers.append(_stock("stock.reserved", command))
         return reservation.answers
 
     def release(self, command: Data) -> Steps:
         """stock.release: what has not been picked comes back.
         A reservation never heard of is as good as given back.
         """
+        self.unheard.discard(command["reservation_id"])
         reservation = self._reservations.get(command["reservation_id"])
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
@@ -157,6 +181,8 @@ class Payments:
         """Payment -> what it captured and isn't paid back."""
         self._refunds: dict[str, str | None] = {}
         """Refund -> why it can't be paid, None if it was: asked for again it is answered the same."""
+        self.unpaid: set[str] = set()
+        """Refunds of `failed_refunds` that failed and aren't paid yet."""
 
     def initiate(self, command: Data) -> Steps:
         """payment.initiate: captured, or declined; a declined customer often has another card."""
@@ -192,7 +218,13 @@ class Payments:
 
     def _pay_back(self, command: Data, which: str) -> str | None:
         """Pay back to the payments that the command names; why not, otherwise: then nothing is paid."""
-        if self._behaviour.luck("refund", which).random() < self._behaviour.refusals:
+        refund_id = command["refund_id"]
+        if self._behaviour.luck("failed refund", refund_id).random() < self._behaviour.failed_refunds:
+            if command.get("attempt", 1) <= FAILURES:
+                self.unpaid.add(refund_id)
+                return "account_closed"
+            self.unpaid.discard(refund_id)
+        elif self._behaviour.luck("refund", which).random() < self._behaviour.refusals:
             return "account_closed"
         parts = {part["payment_id"]: Decimal(part["amount"]) for part in command.get("allocations", ())}
         for payment_id, amount in parts.items():
@@ -364,12 +396,14 @@ class Customers:
             )
             yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
 
-    @staticmethod
-    def _tax(lines: list[Data], n: int) -> bool | None:
-        """Put a tax on every other checkout's lines; whether it is in their prices, None without one."""
-        if n % 2:
+    def _tax(self, lines: list[Data], n: int) -> bool | None:
+        """Put a tax on the lines of a share of the checkouts; whether it is in their prices, None without
+        one.
+        """
+        taxed_before, taxed = (ceil(count * self._behaviour.taxed) for count in (n, n + 1))
+        if taxed == taxed_before:
             return None
-        included = n % 4 == 2
+        included = taxed_before % 2 == 1
         for line in lines:
             share = Decimal(19) / (119 if included else 100)
             tax = (Decimal(line["price"]) * line["quantity"] * share).quantize(Decimal("0.01"), ROUND_DOWN)
@@ -396,7 +430,8 @@ class SimulatedServices:
         self.behaviour = behaviour
         self.customers = Customers(behaviour)
         self.inventory = Inventory(behaviour)
-        payments = Payments(behaviour)
+        self.payments = payments = Payments(behaviour)
+        self.stock = Stock()
         shipping = Shipping(behaviour, self.inventory, self.customers.delivered)
         self.commands: dict[str, tuple[str, Callable[[Data], Steps]]] = {
             "stock.reserve": ("reservation_id", self.inventory.reserve),
@@ -416,8 +451,20 @@ class SimulatedServices:
         luck = self.behaviour.luck("silence", type_, data[field_], self._attempts[type_, data[field_]])
         if luck.random() < self.behaviour.silence:
             self.ignored += 1
+            if type_ == "stock.release":
+                self.inventory.unheard.add(data["reservation_id"])
+            elif type_ == "refund.request" and data.get("attempt", 1) > 1:
+                # Nothing waits for an answer to a later attempt: it isn't asked for again.
+                self.payments.unpaid.discard(data["refund_id"])
             return
         yield Later(luck.expovariate(1 / self.behaviour.delay), lambda: service(data))
+
+    def reserved(self, order_id: str, seller_id: str) -> int:
+        """Units that are still reserved for an order that ended, though the inventory heard of all that it
+        was asked.
+        """
+        reservation = _reservation({"order_id": order_id, "seller_id": seller_id})
+        return 0 if reservation in self.inventory.unheard else self.inventory.held(reservation)
 
 
 def order_of(checkout_id: str) -> str:

@@ -27,6 +27,7 @@ from queries.state import read_state
 from settings import Settings
 from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
 from workload.services import Behaviour, Customers, Later, Message, SimulatedServices, Steps, order_of
+from workload.stock import TOLD
 
 ENDED = ("delivered", "returned", "closed")
 NOTICES = ("suborder.created", "suborder.updated")
@@ -37,7 +38,8 @@ POLL_SECONDS = 0.2
 class SimulationResult:
     """The result of a simulation.
 
-    `ended` gives, by order id, how an order ended; `hanging` are the ids of the others.
+    `ended` gives, by order id, how an order ended; `hanging` are the ids of the others. `unpaid`: ids of the
+    refunds that were made to fail and weren't asked for until they were paid. `stock`: Stock.report().
     """
 
     checkouts: int = 0
@@ -48,6 +50,13 @@ class SimulationResult:
     ignored: int = 0
     duplicated: int = 0
     seconds: float = 0.0
+    unpaid: list[str] = field(default_factory=list)
+    stock: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """Whether every order has ended, every such refund is paid and the stock adds up."""
+        return not (self.hanging or self.unpaid or self.stock["wrong"])
 
 
 class Simulation:
@@ -81,7 +90,7 @@ class Simulation:
         try:
             await producer.start()
             await consumer.start()
-            partitions = await _partitions(consumer, (*self._services.commands, *NOTICES))
+            partitions = await _partitions(consumer, (*self._services.commands, *TOLD, *NOTICES))
             consumer.assign(partitions)
             await consumer.seek_to_end(*partitions)
             tasks = [
@@ -101,6 +110,9 @@ class Simulation:
         result.ended = {
             order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open
         }
+        result.unpaid = sorted(self._services.payments.unpaid)
+        reserved = self._services.inventory.total()
+        result.stock = self._services.stock.report(reserved, self._reserved_of_ended())
         result.seconds = time.monotonic() - started
         return result
 
@@ -120,11 +132,31 @@ class Simulation:
             self._enqueue([checkout, *later])
             _raise(tasks)
         deadline = time.monotonic() + timeout
-        while (self._open or self._scheduled or not self._outbox.empty()) and time.monotonic() < deadline:
+        while self._unfinished() and time.monotonic() < deadline:
             self._report()
             _raise(tasks)
             await asyncio.sleep(POLL_SECONDS)
         self._report()
+
+    def _unfinished(self) -> bool:
+        """Whether something is still to come: the last commands may come after the last notice."""
+        return bool(
+            self._open
+            or self._scheduled
+            or not self._outbox.empty()
+            or self._services.payments.unpaid
+            or self._services.stock.differs()
+            or self._reserved_of_ended()
+        )
+
+    def _reserved_of_ended(self) -> dict[str, int]:
+        """Order that has ended -> units that are still reserved for it, if any."""
+        units = {
+            order_id: sum(self._services.reserved(order_id, seller) for seller in sellers)
+            for order_id, sellers in self._suborders.items()
+            if order_id not in self._open
+        }
+        return {order_id: count for order_id, count in units.items() if count}
 
     def _report(self) -> None:
         self._progress(self.result.checkouts, self.result.checkouts - len(self._open))
@@ -136,6 +168,7 @@ class Simulation:
                 self._scheduled += 1
                 loop.call_later(step.seconds, self._run_later, step)
             else:
+                self._services.stock.sent(step.type, step.data)
                 self._outbox.put_nowait(step)
                 if self._duplicates.random() < self._behaviour.duplicates:
                     self._outbox.put_nowait(step)
@@ -170,6 +203,10 @@ class Simulation:
                 self._on_notice(data)
                 continue
             self.result.commands[record.topic] += 1
+            if record.topic in TOLD:
+                self._services.stock.told(record.topic, data)
+                continue
+            self._services.stock.learn(data.get("items", ()))
             self._enqueue(self._services.handle(record.topic, data))
 
     def _on_notice(self, data: dict[str, object]) -> None:

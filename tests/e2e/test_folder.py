@@ -45,6 +45,10 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Audit (orders audit): clean" in done.stdout
+    assert "  total 59.50 EUR, 9.50 of it tax" in done.stdout
+    assert re.search(r"Attention \(orders attention\): [0-9,]+ to look at", done.stdout)
+    assert re.search(r"^ +[0-9,]+  late_to_ship$", done.stdout, re.MULTILINE)
+    assert re.search(r"Such as late_to_ship of order [0-9a-f-]{36}:\n  \S", done.stdout)
     assert re.search(r"console +http://127\.0\.0\.1:\d+ shows it in a browser", done.stdout)
     assert list(scratch.iterdir()) == []
     assert left_running(home) == []

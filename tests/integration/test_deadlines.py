@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,7 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
                     "--seed",
                     "3",
                 ),
+                *("--taxed", "0.8", "--grants", "0.5", "--failed-refunds", "0.5", "--returns", "0.4"),
                 "--json",
             )
         )
@@ -231,8 +233,27 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
     assert summary["checkouts"] == 100 == sum(summary["ended"].values())
     assert summary["ignored"] > 0
     assert summary["ended"]["delivered"] > 0
+    assert summary["unpaid"] == []
+    stock = summary["stock"]
+    assert stock["wrong"] == []
+    assert stock["committed"] == stock["shipped"] > 0
+    assert stock["restocked"] == stock["returned"] > 0
+    assert stock["initial"] == stock["on_hand"] + stock["reserved"] + stock["shipped"] - stock["returned"]
+    assert summary["sent"]["refund.granted"] > 5
+    # Twice for each of them.
+    assert summary["sent"]["refund.failed"] > 5
+    taxes = await taxed_orders(fresh)
+    assert taxes[True] > 20
+    assert taxes[False] > 20
     report = audit()
     assert report["counts"]["orders"] == 100
+
+
+async def taxed_orders(settings: Settings) -> Counter[bool]:
+    """Whether prices include tax -> so many checkouts."""
+    checkouts = [json.loads(each.value) for each in await records(settings, "checkout.completed")]
+    modes = {each["checkout_id"]: each.get("prices_include_tax") for each in checkouts}
+    return Counter(included for included in modes.values() if included is not None)
 
 
 def _seconds(text: str) -> float:

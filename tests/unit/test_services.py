@@ -90,6 +90,12 @@ def test_a_release_of_what_was_never_reserved_closes_it() -> None:
     assert inventory.pick(RESERVATION, {ITEM: 3}) == {}
 
 
+def test_a_reservation_that_a_label_made_is_answered_when_it_is_asked_for() -> None:
+    inventory = Inventory(NEVER)
+    inventory.expect(RESERVATION, {ITEM: 3})
+    assert sent(inventory.reserve(COMMAND)) == sent(inventory.reserve(COMMAND)) == [("stock.reserved", 0)]
+
+
 def test_a_label_leads_to_scans_up_to_the_door_and_asked_again_to_the_same_ones() -> None:
     inventory = Inventory(NEVER)
     shipping = Shipping(NEVER, inventory, lambda order, parcel, items: [])
@@ -205,3 +211,52 @@ def test_a_refund_that_failed_may_be_paid_when_it_is_asked_for_again() -> None:
 def test_a_seller_that_does_not_ship_never_does() -> None:
     shipping = Shipping(Behaviour(unshipped=1), Inventory(NEVER), lambda *_: [])
     assert all_of(shipping.label(COMMAND)) == all_of(shipping.label(COMMAND)) == []
+
+
+@pytest.mark.parametrize(("share", "taxed"), [(0, 0), (0.1, 4), (0.5, 20), (1, 40)])
+def test_a_share_of_the_checkouts_is_taxed_by_turns_on_top_and_in_the_prices(
+    share: float, taxed: int
+) -> None:
+    checkouts = [each.data for each, _ in Customers(Behaviour(taxed=share)).checkouts(40)]
+    modes = [each["prices_include_tax"] for each in checkouts if "prices_include_tax" in each]
+    assert modes == [False, True] * (taxed // 2)
+    assert sum(any("taxes" in line for line in each["items"]) for each in checkouts) == taxed
+
+
+def test_without_a_share_every_other_checkout_is_taxed() -> None:
+    modes = [each.data.get("prices_include_tax") for each, _ in Customers(Behaviour()).checkouts(8)]
+    assert modes == [False, None, True, None] * 2
+
+
+def test_a_share_of_the_refunds_fails_twice_before_they_are_paid() -> None:
+    payments = Payments(Behaviour(refusals=0, failed_refunds=1))
+
+    def asked(attempt: int) -> str:
+        (answer,) = all_of(payments.refund(COMMAND | ({} if attempt == 1 else {"attempt": attempt})))
+        return answer.type
+
+    assert [asked(1), asked(2), asked(1)] == ["refund.failed"] * 3
+    assert payments.unpaid == {COMMAND["refund_id"]}
+    assert asked(3) == "refund.completed"
+    assert asked(2) == "refund.failed", "asked for again, answered the same"
+    assert payments.unpaid == set()
+
+    some = Payments(Behaviour(refusals=0, failed_refunds=0.3))
+    for n in range(300):
+        all_of(some.refund(COMMAND | {"refund_id": str(UUID(int=n))}))
+    assert 60 < len(some.unpaid) < 120
+
+
+def test_what_stays_reserved_for_an_order_is_told_unless_nobody_heard_that_it_is_asked_back() -> None:
+    services = SimulatedServices(NEVER)
+    all_of(services.handle("stock.reserve", COMMAND))
+    assert services.reserved(ORDER, SELLER) == services.inventory.total() == 3
+    services.inventory.pick(RESERVATION, {ITEM: 1})
+    assert services.reserved(ORDER, SELLER) == 2
+    deaf = SimulatedServices(Behaviour(silence=1))
+    all_of(deaf.inventory.reserve(COMMAND))
+    all_of(deaf.handle("stock.release", COMMAND))
+    assert (deaf.reserved(ORDER, SELLER), deaf.inventory.total()) == (0, 3)
+    all_of(deaf.inventory.release(COMMAND))
+    assert deaf.inventory.total() == 0
+    assert deaf.inventory.unheard == set()
