@@ -104,7 +104,7 @@ def audit() -> dict[str, Any]:
 
 
 async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[Any, Any]]:
-    """Every row of the tables by (id, order); with `physical` including where it lies, so
+    """Every row of the tables by (id, order), of orders_attention by (kind, order); with `physical` including where it lies, so
     that a rewritten row shows.
     """
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
@@ -115,7 +115,10 @@ async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[
             key = "id" if table == "orders_order" else "order_id"
             fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t")
             by_table[table] = {
-                (row["id"], row[key]): tuple(str(value) for value in row.values()) for row in fetched
+                (row["kind" if table == "orders_attention" else "id"], row[key]): tuple(
+                    map(str, row.values())
+                )
+                for row in fetched
             }
         return by_table
     finally:

@@ -307,11 +307,11 @@ async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Setting
         "orders: no dead letter at 0:99999; orders dlq list has them\n",
     )
     assert await ends(fresh) == before
-    assert listed()["by_state"] == {"new": 22, "redriven": 0, "parked": 0, "final": 0}
+    assert listed()["by_state"] == {"new": 22, "redriven": 0, "parked": 0, "final": 0, "resolved": 0}
     outcome = command("--topic", "payment.failed", "--topic", "stock.reserved", code=1)
     assert (outcome["sent"], len(outcome["too_large"])) == (1, 1)
     assert [copy.topic for copy in await copies(fresh)] == ["payment.failed"]
-    assert listed()["by_state"] == {"new": 21, "redriven": 1, "parked": 0, "final": 0}
+    assert listed()["by_state"] == {"new": 21, "redriven": 1, "parked": 0, "final": 0, "resolved": 0}
 
 
 async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
         ("SIGKILL after EndTxnRequest 1",),
         ("SIGSTOP before AddPartitionsToTxnRequest 1", "--slow"),
         ("SIGSTOP before AddPartitionsToTxnRequest 2",),
-        ("SIGSTOP before ProduceRequest 1",),
+        ("SIGSTOP before ProduceRequest 2",),  # the first one notes that it begins
         ("SIGSTOP before EndTxnRequest 1",),
     ]
     sleepers: list[tuple[tuple[str, ...], Forked]] = []

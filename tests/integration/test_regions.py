@@ -56,6 +56,7 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
         rows.suborders += [structs.replace(row, region=region) for row in one.suborders]
         rows.payments += [structs.replace(row, region=region) for row in one.payments]
         rows.refunds += [structs.replace(row, region=region) for row in one.refunds]
+        rows.attention += [structs.replace(row, region=region) for row in one.attention]
     return rows
 
 
@@ -229,6 +230,7 @@ async def test_only_where_regions_were_chosen(stack: Servers) -> None:
         await drop_database(stack, settings)
 
 
+@pytest.mark.usefixtures("unnoted")
 async def test_by_the_command_line(
     by_region: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,7 +242,7 @@ async def test_by_the_command_line(
         assert await asyncio.to_thread(main.run, ["db", "regions", *args]) == 0
         return capsys.readouterr().out
 
-    assert "SP: 7 rows moved; writers waited " in await orders("add", "SP")
+    assert "SP: 8 rows moved; writers waited " in await orders("add", "SP")
     (again, more) = json.loads(await orders("add", "SP", "MG", "--json"))["regions"]
     assert (again["created"], more["created"], more["moved"]) == (False, True, dict.fromkeys(TABLES, 0))
     assert json.loads(await orders("list", "--json")) == {
