@@ -104,22 +104,18 @@ def audit() -> dict[str, Any]:
 
 
 async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[Any, Any]]:
-    """Every row of the tables by (id, order), of orders_attention by (kind, order); with `physical` including where it lies, so
-    that a rewritten row shows.
+    """Every row of the tables by (id, order), of orders_attention by (kind, order); with `physical` including
+    where it lies, so that a rewritten row shows.
     """
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         where = "tableoid, xmin, ctid, " if physical else ""
         by_table: dict[str, dict[Any, Any]] = {}
         for table in TABLES:
-            key = "id" if table == "orders_order" else "order_id"
+            order = "id" if table == "orders_order" else "order_id"
+            name = "kind" if table == "orders_attention" else "id"
             fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t")
-            by_table[table] = {
-                (row["kind" if table == "orders_attention" else "id"], row[key]): tuple(
-                    map(str, row.values())
-                )
-                for row in fetched
-            }
+            by_table[table] = {(row[name], row[order]): tuple(map(str, row.values())) for row in fetched}
         return by_table
     finally:
         await connection.close()

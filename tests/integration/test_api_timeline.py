@@ -132,6 +132,7 @@ async def test_who_sees_what(service: Service) -> None:
         "money",
         "refunds",
         "anomalies",
+        "attention",
         "cart_id",
         "checkout_id",
     }

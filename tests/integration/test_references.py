@@ -120,6 +120,7 @@ async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Setti
     assert await constraints(shared) == []
 
 
+@pytest.mark.usefixtures("unnoted")
 async def test_enforced_only_once_all_rows_keep_it(
     shared: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
