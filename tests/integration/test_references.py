@@ -36,6 +36,8 @@ COLUMNS = [
     ("orders_shipment", "warehouse_id", "warehouse"),
 ]
 
+pytestmark = pytest.mark.usefixtures("unnoted")
+
 
 @pytest_asyncio.fixture(params=PARTITION_COLUMNS)
 async def shared(
@@ -120,7 +122,6 @@ async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Setti
     assert await constraints(shared) == []
 
 
-@pytest.mark.usefixtures("unnoted")
 async def test_enforced_only_once_all_rows_keep_it(
     shared: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
