@@ -114,7 +114,9 @@ async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[
         for table in TABLES:
             order = "id" if table == "orders_order" else "order_id"
             name = "kind" if table == "orders_attention" else "id"
-            fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t")
+            # What was cleared is what was seen: it depends on the order of arrival, and no rebuild makes it.
+            open_ones = " WHERE cleared_at IS NULL" if table == "orders_attention" else ""
+            fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t{open_ones}")
             by_table[table] = {(row[name], row[order]): tuple(map(str, row.values())) for row in fetched}
         return by_table
     finally:
