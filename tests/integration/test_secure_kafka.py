@@ -254,13 +254,14 @@ def test_the_acl_that_lacks_is_named(
         assert "doesn't allow this client Describe on Topic checkout.completed; have that ACL added" in line
         code, line = run_command(user, "init")
         assert (code, line.count("\n")) == (2, 1), line
-        assert "doesn't allow this client Create on Topic " in line
+        assert "doesn't allow this client Describe on Topic orders.operations; have that ACL" in line
         finished(
             secure.allow(
                 [
                     ("All", "Cluster", "kafka-cluster"),
                     ("Describe", "Topic", "*"),
                     ("DescribeConfigs", "Topic", "*"),
+                    ("Write", "Topic", "orders.operations"),
                 ]
             )
         )
