@@ -61,9 +61,9 @@ BulkJobs.sent = dying
 bulk.SILENCE = 1
 from wire import AIOKafkaProducer
 send = AIOKafkaProducer.send
-async def silent(self, *args, headers, **more):
-    sending = await send(self, *args, headers=headers, **more)
-    silent = sending and json.loads(args[1])["part"] == 3
+async def silent(self, *args, **more):
+    sending = await send(self, *args, **more)
+    silent = sending and json.loads(args[1]).get("part") == 3
     return asyncio.get_running_loop().create_future() if silent else sending
 AIOKafkaProducer.send = silent
 """,
