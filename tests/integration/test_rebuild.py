@@ -524,6 +524,7 @@ async def test_one_at_a_time_and_none_of_another_group(
     assert f"schema orders_rebuild is of group {fresh.group}" in refused("rebuild", "start")
 
 
+@pytest.mark.usefixtures("unnoted")
 def test_servers_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
