@@ -74,6 +74,7 @@ _SIZES: Final = {
     "waiting": 3,
     "suborders": 9,
     "grants": 8,
+    "attention": 4,
 }
 """How many elements count of each array in these lists. Behind them may be the broker's time of a
 fact's record (whichever came first), and what later versions added.

@@ -67,7 +67,7 @@ async def test_what_is_paused_stays_whatever_dies_and_drains_when_it_goes_on(
             of_lane_0 = {topic for topic, partition in now if partition == 0}
             return of_lane_0 == {"order.paid"} and ("order.created", 1) in now
 
-        until(held, "the rest goes on")
+        until(held, "the rest goes on", 90)
         before = left(fresh)
         first.kill()
         second = running.enter_context(worker(tmp_path, "w2"))

@@ -290,7 +290,7 @@ async def test_groups_are_roles(groups: str, role: str | None) -> None:
         ),
         ({"console_proxy_user": "X-User", "console_proxy_secret": SECRET}, "must name a group"),
         ({"console_proxy_user": "X User"}, "name of a header"),
-        ({"console_proxy_addresses": "10.0.0.5/8"}, "10.0.0.5/8"),
+        ({"console_proxy_addresses": "10.99.0.5/8"}, "must be addresses or networks"),
         ({"console_secret": "short"}, "fewer than 32"),
     ],
 )
