@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from settings import Settings
 from streams.transport import lane as lane_module
 from streams.transport.batch import LaneBatch, OpenLane
+from streams.transport.clock import Now
 from streams.transport.delivery import Delivery
 from streams.transport.errors import Fenced, ImpossibleTransition, LeaseLost, Stale
 from streams.transport.intake import BATCH_BYTES
@@ -190,6 +192,29 @@ async def test_what_a_handler_leaves_comes_first_and_is_finished_by_itself() -> 
     assert seen == [[("a", [0, 4], 5)], rest, rest, [("b", [5], 9)], [("a", [12], 13)]]
     assert done == [(0, 0), (5, 0), (5, 0), (12, 5), (12, 9)]
     assert (lane.progress.batches, lane.progress.records) == (4, 6)
+
+
+async def test_a_look_at_what_is_due_keeps_what_a_handler_left() -> None:
+    seen: list[int | list[int]] = []
+
+    async def handler(batch: LaneBatch) -> None:
+        if batch.moment is not None:
+            seen.append(batch.moment)
+            lane._clock.see(0, fired=True)
+            return
+        if not seen:
+            batch.shorten(2)
+            lane._clock.see(60, fired=False)
+            lane._clock.looked(Now(0, 0), 70, {TP("a", 0): 5})
+        seen.append([record.offset for part in batch.slices for record in part.records])
+
+    lane = lane_of(handler, Group())
+    a = lane.trackers[0]
+    a.offer(0, 12, recs(0, 4, 7))
+    task = await start(lane)
+    await until(lambda: a.done == 12)
+    await end(lane, task)
+    assert seen == [[0, 4], 70, [7]]
 
 
 async def test_a_batch_holds_no_more_bytes_than_it_may_and_no_topic_starves() -> None:

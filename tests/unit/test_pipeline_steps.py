@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from contracts import ids
-from contracts.topics import DECISIONS
+from contracts.topics import DECISIONS, DLQ
 from domain.order import Order
 from settings import Settings
 from sinks.redis import RedisSink
@@ -30,12 +31,19 @@ class Batch:
     partition = 0
     work: Any = None
 
-    def __init__(self, *, moment: int | None = None, state: bytes | None = None, fails: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        moment: int | None = None,
+        state: bytes | None = None,
+        fails: str = "",
+        value: bytes | None = None,
+    ) -> None:
         self.moment = moment
         self.state = state
         self.fails = fails
         self.did: list[str] = []
-        headers, value = record(CREATED, created())
+        headers, valid = record(CREATED, created())
         key = ids.text(raw(ORDER)).encode()
         taken: Any = SimpleNamespace(
             topic=CREATED,
@@ -44,7 +52,7 @@ class Batch:
             timestamp=T0,
             timestamp_type=1,
             key=key,
-            value=value,
+            value=valid if value is None else value,
             headers=headers,
         )
         self.slices = () if moment is not None else (Slice(CREATED, (taken,), 1),)
@@ -69,6 +77,9 @@ class Batch:
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
         assert self.moment is None or set(records) == {DECISIONS}
+        if self.fails in records:
+            await asyncio.sleep(0)  # a broker answers later
+            raise ConnectionError(self.fails)
         self._do("publish")
 
     async def write_table(self, table: object, states: Mapping[bytes, bytes], moved: Sequence[Moved]) -> None:
@@ -120,3 +131,10 @@ async def test_each_step_waits_for_the_one_before(moment: int | None, fails: str
         cast(Any, batch)
     )  # tried again, as the delivery policy does: what succeeded isn't repeated
     assert batch.did == steps
+
+
+async def test_a_dead_letter_is_waited_for() -> None:
+    batch = Batch(value=b"no JSON", fails=DLQ)
+    with pytest.raises(ConnectionError, match=DLQ):
+        await pipeline(batch).handle(cast(Any, batch))
+    assert batch.did == []
