@@ -119,7 +119,7 @@ docs: $(STAMP) ## Write docs/events.md, docs/reference/, contracts/ and Grafana'
 requirements: ## Compile requirements*.txt anew from pyproject.toml, and the peers' (needs uv)
 	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }
 	uv pip compile -q $(COMPILE) --all-extras pyproject.toml -o requirements.txt
-	uv pip compile -q $(COMPILE) --constraint requirements.txt pyproject.toml -o requirements-worker.txt
+	uv pip compile -q $(COMPILE) --constraint requirements.txt --extra otel pyproject.toml -o requirements-worker.txt
 	for file in benchmarks/peers/requirements/*.in; do uv pip compile -q $(COMPILE) --no-annotate $$file -o $${file%.in}.txt || exit; done
 
 COMPILE := --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11

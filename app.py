@@ -31,7 +31,8 @@ from streams.health import HealthWatch
 from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
-from streams.reports import report
+from streams.reports import name_of, report
+from streams.tracing import traced, tracer
 from streams.transport import BatchApp, Batches, OpenLane
 from streams.watermark import Watermark
 from tables.codec import due_of, is_state, version_of
@@ -95,6 +96,9 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
     pipeline.flood = Flood(settings.dead_letter_hold, app.flooded)
     watermark = Watermark(state, app.rows_sink)
+    links = max(128, settings.batch_records)
+    spans = tracer("orders-worker", os.environ, instance=name_of(settings), links=links)
+    handle = traced(pipeline, spans, settings.group)
 
     async def opened(lane: OpenLane) -> None:
         beside = asyncio.ensure_future(watermark.watch(lane))
@@ -116,7 +120,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     @app.agent(lanes_of_orders)
     async def orders(batches: Batches) -> None:
         async for batch in batches:
-            await pipeline.handle(batch)
+            await handle(batch)
 
     return app
 

@@ -15,7 +15,7 @@ from api.access import Access, Sees, admitted
 from api.events import answer_events
 from api.parameters import Id, Rows, Time, Version, invalid, names_version, only_known
 from api.problems import Problem, install
-from api.requests import Requests
+from api.requests import UNTOLD, Requests
 from api.sending import Sender
 from contracts.statuses import AttentionText, OrderStatusText
 from queries.cache import RECENT
@@ -135,9 +135,11 @@ def create_app(settings: Settings) -> FastAPI:
         strict_content_type=False,
         # A path with a slash at its end is another path.
         redirect_slashes=False,
+        telemetry=UNTOLD,
     )
     app.add_middleware(Requests, only_loopback=access.anybody, logged=settings.api_access_log)
     app.state.reader = reader
+    app.state.health = reader.health
     app.state.access = access
     app.state.sender = sender
     install(app)

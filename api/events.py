@@ -19,6 +19,7 @@ from api.problems import RefusedEvent, problem
 from api.sending import Sender, TooLarge
 from contracts.errors import Refused
 from contracts.topics import INPUT
+from streams.tracing import trace_context
 
 PATH: Final = "/events"
 MOST_BODY: Final = 4 << 20
@@ -102,6 +103,10 @@ def answer_events(app: FastAPI, sender: Sender) -> None:
                 return problem(
                     422, f"{len(refused)} refused, nothing was written", "events-refused", refused=refused
                 )
+            trace = trace_context(request.scope)
+            if trace is not None:  # an event's own counts before it
+                for each in records:
+                    each.headers.append(("traceparent", trace.encode()))
             places = await sender.send(records)
         except UnsupportedMedia as error:
             return problem(415, str(error))

@@ -1,5 +1,5 @@
 """What is done for every request: before its path is looked at, that its host is served here and its URL well
-formed; afterwards a line in the access log."""
+formed; afterwards a line in the access log, metrics, and the end of its span."""
 
 from __future__ import annotations
 
@@ -11,31 +11,39 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.callers import SCOPE, Caller
+from api.counted import counted
 from api.problems import problem
+from streams.tracing import TRACER, request_span
 
 log = logging.getLogger(__name__)
 
 PROBES: Final = frozenset({"/live", "/ready", "/health"})
 """Routes that whoever keeps the service running asks every few seconds. Their lines are for debugging."""
+UNTOLD: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own spans hold paths and queries, and so ids and tracking numbers."""
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._~-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
 _BROKEN: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TRACKING: Final = b"/tracking/"
+_SOURCE: Final = b"x-source"
 
 
 class Requests:
-    """ASGI middleware: refuses requests that can't be meant, answers HEAD as GET without the body, and logs
-    who asked for what."""
+    """ASGI middleware: refuses requests that can't be meant, answers HEAD as GET without the body, and notes
+    who asked for what: in the log, in metrics and, where there is a tracer, in a span."""
 
-    def __init__(self, app: ASGIApp, *, only_loopback: bool, logged: bool) -> None:
+    def __init__(self, app: ASGIApp, *, only_loopback: bool, logged: bool, service: str = "api") -> None:
         """`only_loopback`: a request for another host is refused.
         A page in a browser on this machine could come here under a name of its own that leads to loopback.
+        `service`: its label in the metrics.
         """
         self._app = app
+        self._service = service
         self._only_loopback = only_loopback
         self._logged = logged
 
@@ -48,31 +56,33 @@ class Requests:
             scope, send = {**scope, "method": "GET"}, _without_body(send)
         refused = self._refused(scope)
         app = self._app if refused is None else problem(*refused)
-        if not self._logged:
-            await app(scope, receive, send)
-            return
         # What raises is answered by a 500, above.
-        status = 500
+        status, source = 500, "none"
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, source
             if message["type"] == "http.response.start":
                 status = message["status"]
+                source = next(
+                    (value.decode() for name, value in message["headers"] if name == _SOURCE), source
+                )
             await send(message)
 
+        tracer = getattr(scope["app"].state, TRACER, None)
+        span = None if tracer is None or scope["path"] in PROBES else request_span(tracer, scope)
         begun = time.perf_counter()
         try:
             await app(scope, receive, noted)
         finally:
+            seconds = time.perf_counter() - begun
             caller: Caller | None = scope.get(SCOPE)
-            answered(
-                "-" if caller is None else caller.name,
-                method,
-                # Never the path: it holds ids and tracking numbers.
-                getattr(scope.get("route"), "path", "-"),
-                status,
-                time.perf_counter() - begun,
-            )
+            # Never the path: it holds ids and tracking numbers.
+            route = getattr(scope.get("route"), "path", "-")
+            if self._logged:
+                answered("-" if caller is None else caller.name, method, route, status, seconds)
+            counted(self._service, method, route, status, source, caller, seconds)
+            if span is not None:
+                span.answered(method, route, status, source)
 
     def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
@@ -101,12 +111,8 @@ def answered(who: str, method: str, route: str, status: int, seconds: float) -> 
     """Write a line of the access log: no id, no number, no query, no address."""
     log.log(
         logging.DEBUG if route in PROBES else logging.INFO,
-        "request who=%s method=%s route=%s status=%d ms=%.1f",
-        who,
-        method,
-        route,
-        status,
-        seconds * 1000,
+        "request who=%(who)s method=%(method)s route=%(route)s status=%(status)d ms=%(ms).1f",
+        {"who": who, "method": method, "route": route, "status": status, "ms": seconds * 1000},
     )
 
 

@@ -15,8 +15,9 @@ import structlog
 from cli.terminal import messages
 from cli.text import one_line, printable
 from settings import Settings
+from streams import control
 
-LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "redis")
+LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "opentelemetry", "redis")
 """Loggers of clients of servers."""
 NOISY: Final = ("aiokafka", "kafka", "faust", "mode")
 """Loggers of which lines count from a warning on."""
@@ -41,7 +42,10 @@ def configure(settings: Settings, worker: str) -> None:
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             lambda _, __, event: {**event, "worker": worker},
+            _fields if settings.log_format == "json" else _no_fields,
         ],
+        # What a line names (`%(lane)s`) is a field of its own.
+        pass_foreign_args=True,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
@@ -50,13 +54,38 @@ def configure(settings: Settings, worker: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    if settings.log_level != "debug":
-        handler.addFilter(OfLibraries())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger().handlers = [handler]
+    of_libraries = OfLibraries()
+
+    def set_level(level: str | None) -> None:
+        level = level or settings.log_level
+        if level == "debug":
+            handler.removeFilter(of_libraries)
+        else:
+            handler.addFilter(of_libraries)
+        root = logging.getLogger()
+        root.setLevel(level.upper())
+        for noisy in NOISY:
+            logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+    set_level(None)
+    control.set_level = set_level
+
+
+def _fields(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What a line names as fields. A lane is a text in all of them, since not all have a number."""
+    values = event.pop("positional_args", None)
+    for name, value in values.items() if isinstance(values, dict) else ():
+        known = isinstance(value, bool | int | str | None) and name != "lane"
+        event.setdefault(
+            name, round(value, 3) if isinstance(value, float) else value if known else str(value)
+        )
+    return event
+
+
+def _no_fields(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event.pop("positional_args", None)
+    return event
 
 
 class OfLibraries(logging.Filter):

@@ -180,6 +180,13 @@ SUBCOMMANDS: Final = (
     ),
     Subcommand("Check and repair", "resume", "cli.pause", "resume_command", "Let what was paused go on."),
     Subcommand(
+        "Check and repair",
+        "log-level",
+        "cli.log_level",
+        "log_level_command",
+        "Change what workers log while they run.",
+    ),
+    Subcommand(
         "Check and repair", "dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."
     ),
     Subcommand(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -61,7 +62,10 @@ def serve(
 
     from api.connection import Connection, Limits
     from api.tls import TlsServer, certificate
+    from api.watch import watched
+    from cli import probes
     from cli.logs import configure
+    from streams import metrics, tracing
 
     application = create(settings)
     asyncio.run(application.state.access.prepare())
@@ -70,6 +74,8 @@ def serve(
     context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)
     configure(settings, name)
+    watched(application, probes.serve(settings, metrics.HTTP), settings, name)
+    application.state.tracer = tracing.tracer(f"orders-{name}", os.environ)
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
     # nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)

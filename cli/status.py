@@ -23,6 +23,7 @@ from cli.text import printable
 from operations.answers import failed
 from operations.status import LATELY_SECONDS, LaneStatus, Status, StatusReader
 from settings import Settings, get_settings
+from streams.levels import ALL
 
 WATCH_SECONDS: Final = 2.0
 
@@ -105,6 +106,7 @@ def document(status: Status) -> dict[str, Any]:
         if status.jobs is None
         else [{name: _plain(value) for name, value in row.items()} for row in status.jobs],
         "attention": status.attention,
+        "log_levels": [each._asdict() for each in status.log_levels],
         "last_audit": status.audit,
     }
 
@@ -130,6 +132,12 @@ def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
         yield server, ("answers", "green") if why is None else (why, "red")
     said = ", ".join(f"{worker.worker} ({worker.role})" for worker in status.workers)
     yield "workers", (f"{status.members} in the group" + (f": {said}" if said else ""), "")
+    if status.log_levels:
+        levels = ", ".join(
+            f"{'all' if each.worker == ALL else each.worker} {each.level} (since {each.since} by {each.by})"
+            for each in status.log_levels
+        )
+        yield "log level", (levels, "yellow")
     letters = status.dead_letters
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons.items())
     yield "dead letters", (f"{letters.total:,} in the last hour" + (f": {reasons}" if reasons else ""), "")

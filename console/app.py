@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api.access import Access
-from api.requests import Requests
+from api.requests import UNTOLD, Requests
 from console import forms, letter_view, order_view
 from console.access import Door, Visitor, only, visitor
 from console.acts import offer_actions
@@ -71,10 +71,12 @@ def create_app(settings: Settings, sources: Sources | None = None, doing: Doing 
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=UNTOLD,
     )
     app.state.access = access
+    app.state.health = reads.health
     app.state.door = door = Door(settings, access)
-    app.add_middleware(Requests, only_loopback=door.open, logged=settings.api_access_log)
+    app.add_middleware(Requests, only_loopback=door.open, logged=settings.api_access_log, service="console")
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     _install_errors(app)
     _let_in(app, door)

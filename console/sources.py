@@ -24,7 +24,7 @@ from operations.answers import refused
 from operations.dead_letters import Found, NoSuchLetter, find, recent
 from operations.records import RawRecords, of_order
 from queries.attention import attention_counts, open_attention
-from queries.documents import OrderDetails, Orders, Suborders, Tracked
+from queries.documents import Health, OrderDetails, Orders, Suborders, Tracked
 from queries.errors import NotFound, Unavailable
 from queries.keyset import Position, micros
 from queries.reader import Reader
@@ -174,6 +174,10 @@ class Sources:
             how = refused(error)
             said = text("server_refuses", server="Postgres", how=how) if how else text("postgres_away")
             raise Unavailable(said) from error
+
+    async def health(self) -> Health:
+        """Which sources of orders answer, as of the last second."""
+        return await self._reader.health()
 
     async def found(self, id_: UUID) -> list[tuple[str, UUID]]:
         """What has this id: (kind, id of the order, user or seller that it leads to)."""

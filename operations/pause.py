@@ -65,7 +65,7 @@ async def pause(settings: Settings, kind: Kind, name: str, *, by: str, why: str)
     if before is not None:
         return Result(before, False)
     note = Note(now(), by, why)
-    await _write(settings, key_of(kind, name), encode(note))
+    await write(settings, key_of(kind, name), encode(note))
     return Result(Pause(kind, name, note.since, note.by, note.why), True)
 
 
@@ -78,7 +78,7 @@ async def resume(settings: Settings, kind: Kind, name: str) -> Result:
         before = await _of(settings, kind, name)
     if before is None:
         return Result(None, False)
-    await _write(settings, key_of(kind, name), None)
+    await write(settings, key_of(kind, name), None)
     return Result(before, True)
 
 
@@ -88,12 +88,12 @@ async def hold(settings: Settings, by: str, topic: str, count: int) -> None:
     Raises nothing: what goes wrong is in the log, and it is tried again when more are refused. Blocks.
     """
     why = f"{count:,} of its records were refused within a minute (ORDERS_DEAD_LETTER_HOLD)"
-    log.error("%s is to be paused: %s", topic, why)
+    log.error("%(topic)s is to be paused: %(why)s", {"topic": topic, "why": why})
     try:
         async with journal.noted(settings, "pause", by=by, arguments=["topic", topic], why=why):
             await pause(settings, "topic", topic, by=by, why=why)
     except (KafkaError, OrdersError, OSError) as error:
-        log.error("%s can't be paused: %r", topic, error)
+        log.error("%(topic)s can't be paused: %(error)r", {"topic": topic, "error": error})
 
 
 def holds(kind: Kind, name: str) -> str:
@@ -111,7 +111,8 @@ async def _of(settings: Settings, kind: Kind, name: str) -> Pause | None:
     return next((each for each in await paused(settings) if (each.kind, each.name) == (kind, name)), None)
 
 
-async def _write(settings: Settings, key: bytes, value: bytes | None) -> None:
+async def write(settings: Settings, key: bytes, value: bytes | None) -> None:
+    """Write a record of orders.control. Blocks. Raises TopicsMissing, KafkaError."""
     producer = clients.producer(settings, "orders-control", request_timeout_ms=15_000)
     try:
         await producer.start()

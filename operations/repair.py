@@ -162,7 +162,7 @@ class Repairer:
             {order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache
         )
         for order_id, each in damaged.items():
-            log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
+            log.info("repaired: order %(order)s, %(in)s", {"order": order_id, "in": ", ".join(each.stores)})
         return {
             order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0
             for order_id in damaged

@@ -32,6 +32,7 @@ from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
 from streams.control import ControlReader, Pause, held_by, span
 from streams.lag import LagReader
+from streams.levels import Level
 from streams.reports import SECONDS_GOOD, LaneReport, WorkerReport, decode
 from wire.log import LogReader
 
@@ -111,6 +112,8 @@ class Status(NamedTuple):
     """The oldest first."""
     attention: dict[str, int] | None = None
     """Kind of what a person should look at -> how many orders it holds of; None: Postgres didn't tell."""
+    log_levels: tuple[Level, ...] = ()
+    """What orders log-level has set, the oldest first."""
 
     @property
     def problems(self) -> list[str]:
@@ -185,6 +188,7 @@ class StatusReader:
             last_audit(self._settings.data / CHECKPOINTS),
             pauses,
             await self._attention(),
+            self._control.levels,
         )
 
     async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:

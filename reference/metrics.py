@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from streams import metrics
 
 _PREAMBLE: Final = """# Metrics
 
-A worker, a bulk worker and `orders audit --follow` serve these at `/metrics` on
-`ORDERS_METRICS_PORT`, in Prometheus' text format, with those of the process and of Python
-(`process_*`, `python_*`). Made from streams/metrics.py by `make docs`.
+Workers, bulk workers, `orders api`, `orders console` and `orders audit --follow` serve these at
+`/metrics` on `ORDERS_METRICS_PORT`, in Prometheus' text format, all but the audit with those of the
+process and of Python (`process_*`, `python_*`). Made from streams/metrics.py by `make docs`.
 """
+_PARTS: Final[tuple[tuple[str, CollectorRegistry], ...]] = (
+    ("Workers", REGISTRY),
+    ("The API and the console", metrics.HTTP),
+    ("The audit that follows", metrics.AUDIT),
+)
 
 
 def metrics_page() -> str:
-    """The page: a table each of what workers and the audit serve. Pure."""
-    names = {family.name for family in metrics.AUDIT.collect()}
+    """The page: a table each of what workers, API and console, and the audit serve. Pure."""
     defined = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
     lines = [_PREAMBLE]
-    for title, of_audit in (("Workers", False), ("The audit that follows", True)):
-        rows = [row for each in defined if (each._name in names) is of_audit for row in _rows(each)]
+    for title, registry in _PARTS:
+        names = {family.name for family in registry.collect()}
+        rows = [row for each in defined if each._name in names for row in _rows(each)]
         lines += [f"## {title}", "", "| metric | type | labels | what it says |", "|---|---|---|---|"]
         lines += [*rows, ""]
     return "\n".join(lines)

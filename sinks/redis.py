@@ -342,12 +342,14 @@ class RedisSink:
             if self._away_since is None:
                 self._away_since = clock()
                 log.warning(
-                    "redis.away: %d entries are left out: %s: %s", len(batch), type(error).__name__, error
+                    "redis.away: %(entries)d entries are left out: %(error)s: %(why)s",
+                    {"entries": len(batch), "error": type(error).__name__, "why": error},
                 )
             return None
         if self._away_since is not None:
             log.info(
-                "redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures
+                "redis.back: after %(seconds).1f s, %(failures)d failures in all",
+                {"seconds": clock() - self._away_since, "failures": self.failures},
             )
             self._away_since = None
         return Written(entries, position, lost)

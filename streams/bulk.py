@@ -206,7 +206,10 @@ class Unpacker:
             value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
             await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
             await self._write_job(lambda: self._jobs.announced(job))
-            log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
+            log.info(
+                "bulk job %(job)s is unpacked: %(events)d %(kind)s",
+                {"job": job, "events": progress.events, "kind": kind},
+            )
         metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
 
     async def _write_job(self, write: Callable[[], Awaitable[T]]) -> T:
@@ -327,10 +330,8 @@ class Unpacker:
         self._pace.look(Seen(time.monotonic(), committed, total(look.lag), look.waits, sent))
         pace = self._pace
         log.debug(
-            "bulk goes at %.0f events/s: events wait %.3f s, the lag is %d",
-            pace.rate,
-            pace.wait,
-            total(look.lag),
+            "bulk goes at %(rate).0f events/s: events wait %(seconds).3f s, the lag is %(lag)d",
+            {"rate": pace.rate, "seconds": pace.wait, "lag": total(look.lag)},
         )
 
     async def _refuse(

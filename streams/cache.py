@@ -187,9 +187,9 @@ class CacheKeeper:
                 except (KafkaError, OSError, TimeoutError) as error:
                     if not failing:
                         log.warning(
-                            "lane %d: its changelog can't be read yet, so its cache stays behind: %s",
-                            open_lane.partition,
-                            describe(error),
+                            "lane %(lane)d: its changelog can't be read yet, so its cache stays behind:"
+                            " %(why)s",
+                            {"lane": open_lane.partition, "why": describe(error)},
                         )
                     failing = True
             with suppress(KafkaError, OSError, TimeoutError):
@@ -252,7 +252,8 @@ class CacheKeeper:
         end = await open_lane.end(self._table)
         if lane.complete_to > end:
             log.warning(
-                "lane %d: its cache is of another changelog, all of it is refreshed", open_lane.partition
+                "lane %(lane)d: its cache is of another changelog, all of it is refreshed",
+                {"lane": open_lane.partition},
             )
             async with lane.writing:
                 if await self._cache.put((), lane.checkpoint(0, 0, "reset")) is None:
@@ -275,7 +276,10 @@ class CacheKeeper:
                     await asyncio.sleep(spent * (1 / SHARE - 1))
         if refreshed_to >= end and settled and lane.gaps == gaps:
             lane.behind = False
-            log.info("lane %d: its cache is complete, %d orders refreshed", open_lane.partition, refreshed)
+            log.info(
+                "lane %(lane)d: its cache is complete, %(orders)d orders refreshed",
+                {"lane": open_lane.partition, "orders": refreshed},
+            )
 
     def _entries(
         self, open_lane: OpenLane, lane: _Lane, states: dict[bytes, bytes], position: int

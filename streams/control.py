@@ -21,6 +21,7 @@ from contracts.incoming import EVENTS
 from contracts.strict_json import read_foreign
 from contracts.topics import CONTROL
 from settings import Settings
+from streams.levels import Level, Levels, level_of
 from wire.log import LogReader
 
 log = logging.getLogger(__name__)
@@ -89,14 +90,23 @@ _decode: Final = msgspec.json.Decoder(Note).decode
 encode: Final = msgspec.json.Encoder().encode
 
 
+def set_level(level: str | None) -> None:
+    """Change this process's log level; None: what the settings say.
+
+    Only the command line replaces this, since it knows how the process logs.
+    """
+
+
 class Pauses:
-    """What is paused by the records that were applied so far. Pure."""
+    """What is paused, and which log levels are set, by the records that were applied so far. Pure."""
 
     def __init__(self) -> None:
         self._by_key: dict[bytes, Pause] = {}
+        self.levels = Levels()
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take in one record. What is neither a pause nor its end is left out: anybody may write there."""
+        self.levels.apply(key, value)
         named = _parsed(key)
         if key is None or named is None:
             return
@@ -141,6 +151,11 @@ class ControlReader:
     ) -> None:
         await self._log.__aexit__(kind, error, trace)
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The log levels that were set when paused() was called last."""
+        return self._pauses.levels.now
+
     async def paused(self) -> tuple[Pause, ...]:
         """What is paused now, the oldest first; nothing where the topic isn't there.
 
@@ -174,10 +189,13 @@ class Control:
         self._hold = hold
         self.paused: tuple[Pause, ...] = ()
         """As far as this worker knows: it is acted on."""
+        self._level: Level | None = None
 
     async def start(self) -> None:
-        """Learn what is paused. Blocks. Raises KafkaError."""
-        self._take(await paused(self._settings))
+        """Learn what is paused and how much is to be logged. Blocks. Raises KafkaError."""
+        async with ControlReader(self._settings) as reader:
+            self._take(await reader.paused())
+            self._take_level(reader.levels)
 
     async def follow(self) -> None:
         """Keep what is paused up to date, until cancelled. While Kafka is away it stays as it was."""
@@ -186,6 +204,7 @@ class Control:
                 async with ControlReader(self._settings) as reader:
                     while True:
                         self._take(await reader.paused())
+                        self._take_level(reader.levels)
                         await asyncio.sleep(FOLLOW_SECONDS)
             except (KafkaError, OSError) as error:
                 log.debug("what is paused can't be read: %r", error)
@@ -198,10 +217,35 @@ class Control:
         after = _by_name(now)
         for name in sorted(after.keys() - before.keys()):
             pause = after[name]
-            log.warning("%s is paused since %s by %s: %s", name, pause.since, pause.by, pause.why)
+            log.warning(
+                "%(paused)s is paused since %(since)s by %(by)s: %(why)s",
+                {
+                    "paused": name,
+                    pause.kind: pause.name,
+                    "since": pause.since,
+                    "by": pause.by,
+                    "why": pause.why,
+                },
+            )
         for name in sorted(before.keys() - after.keys()):
-            log.warning("%s goes on; it was paused for %.0f s", name, before[name].seconds(time.time()))
+            pause = before[name]
+            log.warning(
+                "%(paused)s goes on; it was paused for %(seconds).0f s",
+                {"paused": name, pause.kind: pause.name, "seconds": pause.seconds(time.time())},
+            )
         self._hold(*held_by(now))
+
+    def _take_level(self, levels: Collection[Level]) -> None:
+        level = level_of(levels, self._settings)
+        if level == self._level:
+            return
+        self._level = level
+        set_level(None if level is None else level.level)
+        if level is None:
+            log.warning("the log has the level of the settings again")
+        else:
+            values = {"level": level.level, "since": level.since, "by": level.by}
+            log.warning("the log has the level %(level)s, since %(since)s by %(by)s", values)
 
 
 def span(seconds: float) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 
 from contracts.errors import REASONS
 
@@ -86,10 +94,10 @@ LANE_BUSY: Final = Gauge(
 )
 SERVER_AWAY: Final = Gauge(
     "orders_server_away_seconds",
-    "Seconds for which a server hasn't answered this worker. 0: it answers, or nobody has asked.",
+    "Seconds for which a server hasn't answered this process. 0: it answers, or nobody has asked.",
     ["server"],
 )
-"""server: kafka, postgres, redis."""
+"""server: kafka, postgres, redis; of the API and the console postgres, replica, redis."""
 PAUSED: Final = Gauge(
     "orders_paused",
     "1 for each lane, topic and type of event that is paused (orders pause), on every worker.",
@@ -133,3 +141,33 @@ AUDIT_AGE: Final = Gauge(
     "Seconds since the moment up to which everything that was committed is audited.",
     registry=AUDIT,
 )
+
+HTTP: Final = CollectorRegistry()
+"""What `orders api` and `orders console` serve; workers don't."""
+ProcessCollector(registry=HTTP)
+PlatformCollector(registry=HTTP)
+GCCollector(registry=HTTP)
+HTTP.register(LOOP_LAG)
+HTTP.register(SERVER_AWAY)
+HTTP_REQUESTS: Final = Counter(
+    "orders_http_requests_total",
+    "Requests that were answered, by route, status and the source of the answer.",
+    ["service", "method", "route", "status", "source"],
+    registry=HTTP,
+)
+"""service: api, console. route: the template, never the path. source: of X-Source; none: it says none."""
+HTTP_SECONDS: Final = Histogram(
+    "orders_http_request_duration_seconds",
+    "Seconds from a request's headers to the end of its answer.",
+    ["service", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+    registry=HTTP,
+)
+HTTP_KEYS: Final = Counter(
+    "orders_http_key_requests_total",
+    "Requests by the name of the key that they showed: 100 names, then others; token: one of the issuer's.",
+    ["service", "key", "status_class"],
+    registry=HTTP,
+)
+"""status_class: 2xx, 3xx, 4xx, 5xx. key: none where none was shown or it wasn't accepted."""
+HTTP_READY: Final = Gauge("orders_http_ready", "1 while /ready is 200, else 0.", ["service"], registry=HTTP)

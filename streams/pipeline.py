@@ -27,6 +27,9 @@ from streams.flood import Flood
 from streams.folder import BatchFolder, BatchOutput
 from streams.transport import LaneBatch, Record
 
+Step = Callable[[LaneBatch, "BatchOutput"], Awaitable[None]]
+"""One of steps 3 to 6."""
+
 
 class _Progress:
     """The output of a batch, and how many of steps 3 to 6 have succeeded."""
@@ -57,12 +60,16 @@ class Pipeline:
         self._folding = asyncio.Lock()
         """Held by the one lane that folds: two that took turns would both be done late, and then wait for the
         servers together."""
-        self._steps: tuple[tuple[str, Callable[[LaneBatch, BatchOutput], Awaitable[None]]], ...] = (
+        self._steps: tuple[tuple[str, Step], ...] = (
             ("publish", self._publish),
             ("postgres", self._write_rows),
             ("state", self._write_states),
             ("redis", self._refresh_cache),
         )
+
+    def wrap_steps(self, wrap: Callable[[str, Step], Step]) -> None:
+        """Put something around each of steps 3 to 6, before the first batch."""
+        self._steps = tuple((name, wrap(name, step)) for name, step in self._steps)
 
     async def handle(self, batch: LaneBatch) -> None:
         """Take in one batch. Returning acknowledges it.

@@ -1,8 +1,9 @@
-"""What a worker answers on ORDERS_METRICS_PORT beside its metrics: whether it lives, and whether it works.
+"""What a process answers on ORDERS_METRICS_PORT beside its metrics: whether it lives, and whether it works.
 
-/live: 200 while the event loop turns and no lane stands still, also when servers are away, which no restart
-would mend. /ready: 200 while all lanes that are this worker's are open and all servers answer; a worker that
-stands by, without lanes, is ready too. Otherwise 503. Each answer is a line of text.
+A worker's /live: 200 while the event loop turns and no lane stands still, also when servers are away, which
+no restart would mend. /ready: 200 while all lanes that are this worker's are open and all servers answer; a
+worker that stands by, without lanes, is ready too. Otherwise 503. Each answer is a line of text. Those of
+`orders api` and `orders console`: api/watch.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Health(NamedTuple):
     """Why it must be started again."""
     waits: str | None = None
     """Why no work is done, or not all of it, though it lives."""
+    tells: str | None = None
+    """What is wrong though it is ready."""
 
 
 class Probes:
@@ -69,4 +72,5 @@ class Probes:
         wrong = health.stuck or (health.waits if ready else None)
         if wrong:
             return "503 Service Unavailable", wrong
-        return "200 OK", health.waits or "ready"
+        told = f"ready, but {health.tells}" if health.tells else "ready"
+        return "200 OK", health.waits or told

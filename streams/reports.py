@@ -58,12 +58,19 @@ class WorkerReport(Struct, omit_defaults=True):
     stuck: str | None = None
     waits: str | None = None
     """Why it does no work yet."""
+    log_level: str | None = None
+    """The lowest level that it logs."""
+
+
+def name_of(settings: Settings) -> str:
+    """What a worker is called: its name and its host's, w1@host. Pure but for the host's name."""
+    return f"{settings.data.name}@{socket.gethostname()}"
 
 
 def report_of(settings: Settings, role: str) -> WorkerReport:
     """A report of this process without lanes. Pure but for the clock and the host's name."""
-    name = f"{settings.data.name}@{socket.gethostname()}"
-    return WorkerReport(int(time.time() * 1000), name, os.getpid(), role)
+    level = logging.getLevelName(logging.getLogger().level).lower()
+    return WorkerReport(int(time.time() * 1000), name_of(settings), os.getpid(), role, log_level=level)
 
 
 _encode: Final = msgspec.json.Encoder().encode

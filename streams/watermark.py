@@ -127,7 +127,9 @@ class Watermark:
         except Stale:
             pass
         except Exception:
-            log.exception("lane %d: its rows aren't compared with its states any more", lane.partition)
+            log.exception(
+                "lane %(lane)d: its rows aren't compared with its states any more", {"lane": lane.partition}
+            )
         finally:
             self._lanes -= 1
             self._forget(lane.partition)
@@ -201,9 +203,9 @@ class Watermark:
         self._untold.clear()
         log.error(
             "Postgres went back in time (restored to an older point, or a standby took over that was behind),"
-            " rows were deleted, or tables that an upgrade added aren't filled yet: of lanes %s, orders have"
-            " older rows than they had, or none; run orders repair --rows, beside the workers",
-            lanes,
+            " rows were deleted, or tables that an upgrade added aren't filled yet: of lanes %(lanes)s,"
+            " orders have older rows than they had, or none; run orders repair --rows, beside the workers",
+            {"lanes": lanes},
         )
 
     def _forget(self, lane: int) -> None:

@@ -32,6 +32,7 @@ from streams.transport.errors import (
 from streams.transport.lane import Claim, Lane, LaneContext, LaneLook, LaneState
 from streams.transport.offset_tracker import Offer, OffsetTracker
 from streams.transport.ordinary import OrdinaryTopics
+from streams.transport.records import place
 from wire.denied import acl
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,10 @@ class Consumer(driver.Consumer):
     def note_rewind(self, tp: TP, position: int, expected: int) -> None:
         """A list was lost between reader and tracker, and is read again."""
         self.rewinds += 1
-        log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
+        log.warning(
+            "read again: %(topic)s/%(partition)d stands at %(position)d, expected %(offset)d",
+            {"topic": tp.topic, "partition": tp.partition, "position": position, "offset": expected},
+        )
 
     def _wanted(self) -> dict[TP, int]:
         wanted = {
@@ -173,10 +177,9 @@ class Consumer(driver.Consumer):
             raise OffsetBeyondEnd(beyond_end(name, tracker.done, bounds.high))
         if bounds.low > tracker.next:
             log.error(
-                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.",
-                name,
-                tracker.next,
-                bounds.low,
+                "records of %(topic)s/%(partition)s are lost: expected offset %(offset)d, the log now begins"
+                " at %(begins)d. Going on there.",
+                {**place(name), "offset": tracker.next, "begins": bounds.low},
             )
             tracker.skip(bounds.low)
 
@@ -325,12 +328,16 @@ class Consumer(driver.Consumer):
             if tasks.beside is not None:
                 tasks.beside.add_done_callback(self._beside_ended)
         log.info(
-            "lanes %s open, generation %d, at offsets %s",
-            ", ".join(lane.name for lane in opening.values()),
-            next(iter(opening.values())).claim.generation,
-            ", ".join(
-                f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset
-            ),
+            "lanes %(lanes)s open, generation %(generation)d, at offsets %(offsets)s",
+            {
+                "lanes": ", ".join(lane.name for lane in opening.values()),
+                "generation": next(iter(opening.values())).claim.generation,
+                "offsets": ", ".join(
+                    f"{tp.topic}/{tp.partition}: {start.offset}"
+                    for tp, start in starts.items()
+                    if start.offset
+                ),
+            },
         )
 
     async def _ends(self, tps: Sequence[TP]) -> dict[TP, int]:
@@ -347,9 +354,9 @@ class Consumer(driver.Consumer):
             self._crash(exc)
         elif lane.producer.fenced and lane.state is not LaneState.CLOSED:
             log.warning(
-                "lane %s: another worker has taken it over, or its transaction took too long; asking the"
-                " group",
-                lane.name,
+                "lane %(lane)s: another worker has taken it over, or its transaction took too long; asking"
+                " the group",
+                {"lane": lane.name},
             )
             self._app.add_future(
                 self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation))
@@ -408,7 +415,9 @@ class Consumer(driver.Consumer):
         self.finished_records += sum(lane.progress.records for lane in lanes)
         self.lanes.clear()
         self.trackers.clear()
-        log.info("lanes closed (%s) in %.2f s", why, time.monotonic() - begun)
+        log.info(
+            "lanes closed (%(why)s) in %(seconds).2f s", {"why": why, "seconds": time.monotonic() - begun}
+        )
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Close the lanes, and only then let Faust forget its offsets and close the stores."""

@@ -29,7 +29,7 @@ from streams.transport.executor import end_executor
 from streams.transport.lane_notes import note_of, with_note
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import Commit, stable_commits, stable_offsets
-from streams.transport.records import Record
+from streams.transport.records import Record, place
 from streams.transport.waits import WAITS
 from wire import clients
 from wire.denied import acl
@@ -86,11 +86,9 @@ def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
         raise OffsetBeyondEnd(beyond_end(name, committed, bounds.high))
     if committed < bounds.low:
         log.error(
-            "records of %s are lost: the group had finished up to offset %d, the log now begins at %d. Going"
-            " on there.",
-            name,
-            committed,
-            bounds.low,
+            "records of %(topic)s/%(partition)s are lost: the group had finished up to offset %(offset)d, the"
+            " log now begins at %(begins)d. Going on there.",
+            {**place(name), "offset": committed, "begins": bounds.low},
         )
         return Start(bounds.low, committed)
     return Start(committed, committed)
@@ -176,7 +174,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             try:
                 response = await asyncio.wait_for(send(request), session if beat else None)
             except TimeoutError:
-                log.warning("no heartbeat was answered for %g s: connecting anew", session)
+                log.warning(
+                    "no heartbeat was answered for %(seconds)g s: connecting anew", {"seconds": session}
+                )
                 for connection in list(coordinator._client._conns.values()):
                     connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
                 coordinator.coordinator_dead()

@@ -17,9 +17,10 @@ import asyncio
 import contextlib
 import enum
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import asyncpg
 from aiokafka import errors as kafka
@@ -31,10 +32,10 @@ from wire.refused import AccessRefused, chain
 
 log = logging.getLogger(__name__)
 
-LOG_FIRST = 1.0
-"""Seconds from the first log line of an outage to its second; each later interval is twice as long."""
-LOG_LONGEST = 60.0
-"""Longest interval between two log lines of one outage, in seconds."""
+LOG_EVERY = 60.0
+"""Seconds between two log lines for the same reason, whichever lanes wait."""
+MOST_REASONS = 100
+"""Reasons that are remembered."""
 
 
 class Stale(Exception):
@@ -126,21 +127,11 @@ class Outage:
     since: float
     why: str
     failures: int = 0
-    logged: float = field(default=float("-inf"))
-    log_interval: float = LOG_FIRST
 
-    def fail(self, why: str, now: float) -> bool:
-        """Count a failure; True when it is time for a log line."""
+    def fail(self, why: str) -> None:
+        """Count a failure."""
         self.why = why
         self.failures += 1
-        if self.failures == 1:
-            self.logged = now
-            return True
-        if now - self.logged < self.log_interval:
-            return False
-        self.logged = now
-        self.log_interval = min(self.log_interval * 2, LOG_LONGEST)
-        return True
 
     def pause(self, first: float, longest: float) -> float:
         """Seconds to wait before the next attempt."""
@@ -159,6 +150,8 @@ class Delivery:
         """Lanes that wait at this moment."""
         self.retries = 0
         """Attempts that failed, since the worker started."""
+        self._told: dict[str, float] = {}
+        """Reason, but for its numbers -> when it was logged, while a lane waits."""
 
     def failed(self, lane: str, why: str) -> float:
         """Note that `lane` cannot go on now.
@@ -170,10 +163,20 @@ class Delivery:
             outage = self.outages[lane] = Outage(lane, now, why)
         self.retries += 1
         lasted = now - outage.since
-        if outage.fail(why, now):
+        outage.fail(why)
+        if self._to_be_told(why, now):
             since = time.strftime("%H:%M:%S", time.localtime(time.time() - lasted))
             log.warning(
-                "lane %s waits since %s (%.1f s, attempt %d): %s", lane, since, lasted, outage.failures, why
+                "lane %(lane)s waits since %(since)s (%(seconds).1f s, attempt %(attempt)d; lanes that wait:"
+                " %(lanes)d): %(why)s",
+                {
+                    "lane": lane,
+                    "since": since,
+                    "seconds": lasted,
+                    "attempt": outage.failures,
+                    "lanes": len(self.outages),
+                    "why": why,
+                },
             )
         if lasted > self._limit:
             raise GaveUp(
@@ -181,16 +184,26 @@ class Delivery:
             )
         return outage.pause(self._first, self._longest)
 
+    def _to_be_told(self, why: str, now: float) -> bool:
+        """Whether this reason is new, or was logged a while ago."""
+        reason = re.sub(r"[0-9]+", "0", why)
+        if now - self._told.get(reason, float("-inf")) < LOG_EVERY:
+            return False
+        if len(self._told) >= MOST_REASONS:
+            self._told.clear()
+        self._told[reason] = now
+        return True
+
     def recovered(self, lane: str) -> None:
         """Note that `lane` goes on."""
         outage = self.outages.pop(lane, None)
         if outage is not None:
             log.info(
-                "lane %s goes on after %.1f s and %d failed attempts",
-                lane,
-                self._clock() - outage.since,
-                outage.failures,
+                "lane %(lane)s goes on after %(seconds).1f s and %(attempts)d failed attempts",
+                {"lane": lane, "seconds": self._clock() - outage.since, "attempts": outage.failures},
             )
+            if not self.outages:
+                self._told.clear()
 
     def forget(self, lane: str) -> None:
         """The lane is closed."""

@@ -18,6 +18,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.transport.consumer_thread import Bounds, ConsumerThread, Fetched, Start
+from streams.transport.records import place
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,9 @@ def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
     if bounds.low <= committed <= bounds.high:
         return Start(committed, committed)
     log.error(
-        "%s: the group had finished up to offset %d, the log has %d to %d. Reading from its start.",
-        name,
-        committed,
-        *bounds,
+        "%(topic)s/%(partition)s: the group had finished up to offset %(offset)d, the log has %(begins)d to"
+        " %(ends)d. Reading from its start.",
+        {**place(name), "offset": committed, "begins": bounds.low, "ends": bounds.high},
     )
     return Start(bounds.low, committed)
 

@@ -22,6 +22,12 @@ class Record(Protocol):
     headers: Sequence[tuple[str, Any]]
 
 
+def place(name: str) -> dict[str, str]:
+    """`topic/partition` as fields of a log line. Pure."""
+    topic, _, partition = name.rpartition("/")
+    return {"topic": topic, "partition": partition}
+
+
 class OutRecord(Struct, gc=False):
     """A record to publish. `partition` None: the batch's.
 

@@ -89,7 +89,10 @@ class ListRecovery(Recovery):
         while not self.should_stop:
             await self.sleep(REPORT_INTERVAL)
             if self.in_recovery and (left := self.active_remaining_total()) > 0:
-                log.info("recovering: %d changelog records read, %d to go", self.recovered, left)
+                log.info(
+                    "recovering: %(read)d changelog records read, %(left)d to go",
+                    {"read": self.recovered, "left": left},
+                )
                 if time.monotonic() - self.progress_at > 2 * REPORT_INTERVAL:
                     log.warning("no progress: %s", self.standstill())
 

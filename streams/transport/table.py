@@ -124,10 +124,8 @@ def of_states(records: Sequence[Record], is_state: IsState, where: str) -> list[
             kept.append(record)
         else:
             log.error(
-                "%s: the record at offset %d is no state: left out (key %s)",
-                where,
-                record.offset,
-                (key or b"").hex() or "none",
+                "%(where)s: the record at offset %(offset)d is no state: left out (key %(key)s)",
+                {"where": where, "offset": record.offset, "key": (key or b"").hex() or "none"},
             )
     return kept
 
@@ -314,10 +312,9 @@ class StateStore(rocksdb.Store):
             if not _corrupt(error):
                 raise
             log.error(
-                "local state of partition %d is corrupt and was deleted, it is rebuilt from the"
-                " changelog: %s",
-                partition,
-                error,
+                "local state of partition %(partition)d is corrupt and was deleted, it is rebuilt from the"
+                " changelog: %(error)s",
+                {"partition": partition, "error": error},
             )
             shutil.rmtree(path)
             return self._opened(path)
@@ -376,7 +373,10 @@ class StateStore(rocksdb.Store):
         try:
             db.close()
         except Exception as error:  # after a write that failed; what is in the files doesn't change
-            log.warning("the local state of partition %d wasn't closed in order: %s", partition, error)
+            log.warning(
+                "the local state of partition %(partition)d wasn't closed in order: %(error)s",
+                {"partition": partition, "error": error},
+            )
 
 
 def due_entry(at: int, key: bytes) -> bytes:

@@ -85,22 +85,29 @@ def test_pauses_double_up_to_the_longest() -> None:
     assert delivery.retries == 6
 
 
-def test_an_outage_is_logged_at_first_and_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_a_minute_whichever_lanes_wait(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     delivery = Delivery(settings(), clock)
     logged: list[int] = []
     with caplog.at_level(logging.INFO):
-        for second in range(60):
+        for second in range(100):
             clock.now = 1000.0 + second
             before = len(caplog.records)
-            delivery.failed("3", "ConnectionRefusedError: away")
+            for lane in ("3", "4", "5"):
+                delivery.failed(lane, f"ConnectionRefusedError: port {4000 + second}")
             if len(caplog.records) > before:
                 logged.append(second)
-        assert logged == [0, 1, 3, 7, 15, 31]
+        assert logged == [0, 60]
         assert "lane 3 waits since" in caplog.text
-        assert "ConnectionRefusedError: away" in caplog.text
-        delivery.recovered("3")
-    assert "lane 3 goes on after 59.0 s and 60 failed attempts" in caplog.text
+        assert "(60.0 s, attempt 61; lanes that wait: 3): ConnectionRefusedError" in caplog.text
+        delivery.failed("3", "the disk is full")
+        assert "the disk is full" in caplog.text, "another reason is told at once"
+        for lane in ("3", "4", "5"):
+            delivery.recovered(lane)
+        assert "lane 3 goes on after 99.0 s and 101 failed attempts" in caplog.text
+        caplog.clear()
+        delivery.failed("4", "ConnectionRefusedError: port 1")
+    assert "lane 4 waits since" in caplog.text, "and the next outage"
 
 
 def test_an_outage_is_visible_until_it_is_over() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
+import re
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from cli import logs
 from settings import Settings
+from streams import control
+from streams.levels import Level
+from tests.stackfixture import ROOT
+
+LOGGED_BY: Final = ("api", "app.py", "cli", "console", "operations", "queries", "sinks", "streams", "wire")
+POSITIONAL: Final = re.compile(r"\b(?:lanes?|topic|partition|offset|order) %[sdr]|%s/%[sd]|%[.0-9]*[fg] s\b")
+"""What a line has in its text alone."""
 
 
 @pytest.fixture
@@ -16,10 +27,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [1000.0]
     monkeypatch.setattr("cli.logs.time.monotonic", lambda: now[0])
     root = logging.getLogger()
-    handlers = root.handlers
+    handlers, set_level = root.handlers, control.set_level
     levels = {each: each.level for each in (root, *map(logging.getLogger, logs.NOISY))}
     yield now
-    root.handlers = handlers
+    root.handlers, control.set_level = handlers, set_level  # type: ignore[misc]
     for each, level in levels.items():
         each.setLevel(level)
 
@@ -60,3 +71,56 @@ def test_nothing_is_left_out_for_whoever_looks_for_a_fault(
     for _ in range(5):
         logging.getLogger("aiokafka.cluster").warning("Unable to update metadata")
     assert capsys.readouterr().err.count("Unable to update metadata") == 5
+
+
+def test_what_a_line_names_is_a_field_of_its_own(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(Settings.model_validate({"log_format": "json"}), "w1")
+    where = {"topic": "order.paid", "partition": 3, "offset": 7, "seconds": 1.23456, "lane": 3, "event": "no"}
+    log = logging.getLogger("streams.x")
+    log.warning("lane %(lane)d: %(topic)s/%(partition)d, %(offset)d after %(seconds).1f s", where)
+    log.warning("%s of a library", "text")
+    log.warning("%d %%")
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
+    named = {"topic": "order.paid", "partition": 3, "offset": 7, "seconds": 1.235, "lane": "3"}
+    assert named.items() <= first.items()
+    assert first["event"] == "lane 3: order.paid/3, 7 after 1.2 s"
+    assert second["event"] == "text of a library"
+    assert third["event"] == "%d %%"
+    assert first.keys() - named.keys() == second.keys() == {"event", "level", "logger", "timestamp", "worker"}
+
+
+def test_no_line_of_ours_has_a_lane_in_its_text_alone() -> None:
+    found = []
+    for tree in LOGGED_BY:
+        for path in [ROOT / tree] if tree.endswith(".py") else sorted((ROOT / tree).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+                    texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
+                    found += [f"{path}: {text}" for text in texts if POSITIONAL.search(str(text))]
+    assert found == []
+
+
+def test_the_level_changes_while_it_runs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings.model_validate({"log_level": "warning", "log_format": "json"})
+    logs.configure(settings, "w1")
+    watched = control.Control(settings, lambda *_: None)
+
+    def lines(*levels: Level) -> list[str]:
+        """What is logged once these are set."""
+        watched._take_level(levels)
+        capsys.readouterr()
+        logging.getLogger("streams.x").debug("ours")
+        for _ in range(2):
+            logging.getLogger("aiokafka.cluster").warning("theirs")
+            logging.getLogger("aiokafka.cluster").debug("in detail")
+        return [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+
+    every = Level("*", "debug", "2026-01-01T00:00:00Z", "ops", None)
+    own = Level(settings.data.name, "error", "2026-01-02T00:00:00Z", "ops", None)
+    assert lines(Level("another", "debug", "", "", None)) == ["theirs"]
+    assert lines(every) == ["ours", "theirs", "theirs"]
+    assert lines(every, own) == [], "its own counts before that of all"
+    clock[0] += 100
+    assert lines() == ["theirs (1 more such lines in 100 s)"]

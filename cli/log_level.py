@@ -1,0 +1,65 @@
+"""`orders log-level`: change what workers log while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli.noting import Reason, noted
+from cli.text import say
+from operations.journal import somebody
+from operations.levels import reset_level, set_level
+from settings import get_settings
+from streams.levels import ALL
+
+
+class LevelName(StrEnum):
+    """What can be set."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+    default = "default"
+
+
+def log_level_command(
+    level: Annotated[
+        LevelName,
+        typer.Argument(help="The lowest level that is logged; default: what ORDERS_LOG_LEVEL says."),
+    ],
+    worker: Annotated[
+        str, typer.Option(help="One worker: w1@host as orders status lists it, or w1 on any host. *: all.")
+    ] = ALL,
+    why: Reason = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Change the level of the workers' log while they run; they take it in within a second or two.
+
+    It holds over restarts, until it is set to default. What is set for one worker counts before what is set
+    for all. orders status tells it; the API and the console have ORDERS_LOG_LEVEL alone.
+
+    Example: [bold]orders log-level debug --worker w1 --reason "lane 3 stands still"[/bold]
+    """
+    settings, by = get_settings(), somebody()
+    which = "all workers" if worker == ALL else f"worker {worker}"
+    with noted(settings, "log-level", why):
+        if level is LevelName.default:
+            asyncio.run(reset_level(settings, worker))
+            document = {"worker": worker, "level": None}
+            told = (
+                f"{which} logs as its settings say"
+                if worker != ALL
+                else "all workers log as their settings say"
+            )
+        else:
+            document = asyncio.run(set_level(settings, worker, level.value, by=by, why=why))._asdict()
+            told = f"{which}: the log has the level {level.value}; orders log-level default takes it back"
+    if as_json:
+        print(json.dumps(document))
+    else:
+        say(told)
