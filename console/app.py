@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from api.access import Access
 from api.requests import Requests
-from console import forms, letter_view, order_view
+from console import forms, letter_view, order_view, schema_view
 from console.access import Door, Visitor, only, visitor
 from console.acts import offer_actions
 from console.doing import Doing, NotDone
@@ -40,7 +40,7 @@ from settings import Settings
 SHOWN: Final = 100
 """Dead letters that a list shows."""
 HOURS: Final = ("1", "24", "168", "0")
-STATES: Final = ("new", "redriven", "parked", "final")
+STATES: Final = ("new", "redriven", "parked", "final", "resolved")
 STATUSES: Final[tuple[str, ...]] = OrderStatusText.__args__  # type: ignore[attr-defined]
 BEFORE: Final = 3_600_000
 """Milliseconds before an order's own record in which others of it may lie."""
@@ -80,6 +80,7 @@ def create_app(settings: Settings, sources: Sources | None = None, doing: Doing 
     _let_in(app, door)
     _show_the_system(app, reads)
     _show_dead_letters(app, reads)
+    _show_a_letter(app, reads, does)
     _show_an_order(app, reads)
     _show_lists(app, reads)
     _show_work(app, reads)
@@ -176,6 +177,8 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
         }
         return page(request, "dead_letters", seen_by, values)
 
+
+def _show_a_letter(app: FastAPI, reads: Sources, does: Doing) -> None:
     @app.get("/dead-letters/{id_}")
     async def letter(request: Request, seen_by: Seen, id_: str) -> Response:
         partition, offset = (number_of(part) for part in ([*id_.split(":"), ""])[:2])
@@ -183,13 +186,19 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
             raise NotFound(text("no_page"))
         letter_, note = await reads.letter(partition, offset)
         value = b"" if letter_.value is None or not seen_by.role.personal else letter_.value
+        type_ = schema_view.type_of(letter_)
+        shown = letter_view.value_of(letter_)
         values = {
             "letter": letter_,
             "note": note,
             "state": state_of(reads.settings, letter_, note),
             "means": REASONS.get(letter_.reason, text("unknown_reason")),
-            "shown": letter_view.value_of(letter_),
+            "shown": shown,
+            "schema": None if type_ is None else schema_view.schema_of(type_, shown.path),
+            "type": type_,
+            "held": [] if type_ is None else schema_view.holding(await does.paused(), type_),
             "hex": letter_view.in_hex(value),
+            "broken": None if shown.lines is not None else letter_view.broken_row(letter_),
             "most": letter_view.HEX_BYTES,
             "key": _text(letter_.key),
             "headers": [(name, _text(each)) for name, each in letter_.headers],

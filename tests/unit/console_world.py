@@ -29,6 +29,7 @@ from operations.journal import Operation
 from operations.records import Raw, RawRecords
 from operations.redrive import RedriveResult, Selection
 from operations.repair import RepairResult
+from operations.resolve import ResolveResult
 from operations.rows import RowsResult
 from operations.status import DeadLetters, LaneStatus, Status
 from queries.attention import OpenAttention
@@ -254,6 +255,18 @@ class Done(Doing):
         self._ask("redrive", selection, by, why)
         states: Counter[State] = Counter({"final": 2})
         return RedriveResult(sent=3, states=states, too_large=[self.text])
+
+    async def states(self, selection: Selection) -> Counter[State]:
+        self._ask("states", selection, None)
+        return Counter({"new": 2, "redriven": 1})
+
+    async def resolve(self, selection: Selection, by: str, why: str) -> ResolveResult:
+        self._ask("resolve", selection, by, why)
+        return ResolveResult(2, Counter({"redriven": 1}))
+
+    async def reopen(self, selection: Selection, by: str, why: str) -> int:
+        self._ask("reopen", selection, by, why)
+        return 1
 
     async def paused(self) -> list[Pause]:
         self._ask("paused", None)
