@@ -225,10 +225,17 @@ def _show_an_order(app: FastAPI, reads: Sources) -> None:
     @app.get("/orders/{id_}")
     async def order(request: Request, seen_by: Seen, id_: str) -> Response:
         order_id, at = uuid_of(id_), moment_of(request, "as_of")
+        step = number_of(request.query_params.get("step", ""))
         try:
             explained = await reads.order(order_id, at)
         except Unavailable as error:
             return page(request, "order_rows", seen_by, await _of_rows(reads, order_id, error))
+        moments = order_view.moments(explained.facts)
+        if step is not None:
+            # By the time, so that the address stays what it shows when more facts come.
+            chosen = moments[step].time if step < len(moments) else None
+            to = address(request.url.path, as_of=chosen)
+            return RedirectResponse(to, 303, headers=dict(HEADERS))
         document = explained.document
         if "user_id" in document and not seen_by.role.personal:
             document["user_id"] = None
@@ -242,8 +249,18 @@ def _show_an_order(app: FastAPI, reads: Sources) -> None:
             "balance": order_view.balance(document, refunds) if document["known"] else [],
             "at": request.query_params.get("as_of", ""),
             "since": times.text((since - BEFORE) * 1000) if since else None,
+            "moments": moments,
+            "step": order_view.place_of(moments, at),
+            "stores": await reads.stores(order_id, explained.now),
         }
         return page(request, "order", seen_by, values)
+
+    @app.get("/orders/{id_}/stores")
+    async def stores(request: Request, seen_by: Seen, id_: str) -> Response:
+        only(seen_by)
+        order_id = uuid_of(id_)
+        values = {"order_id": order_id, "compared": await reads.compared(order_id)}
+        return page(request, "stores", seen_by, values)
 
     @app.get("/orders/{id_}/records")
     async def records(request: Request, seen_by: Seen, id_: str) -> Response:

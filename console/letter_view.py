@@ -144,6 +144,6 @@ def in_hex(value: bytes) -> list[str]:
 
 
 def broken_row(letter: DeadLetter) -> int | None:
-    """The line of `in_hex` in which a value ceases to be JSON, by the letter's detail; None: it doesn't say."""
+    """The line of `in_hex` where a value ceases to be JSON, by the letter's detail; None: it doesn't say."""
     match = _BYTE.search(letter.detail)
     return None if match is None else int(match[1]) // _ROW

@@ -188,6 +188,19 @@ class Reader:
         document = await asyncio.to_thread(explain, order_id.bytes, order, time, part)
         return Answer(_encode(document), "changelog", order.version)
 
+    async def version_in_rows(self, order_id: UUID, user_id: UUID | None) -> int | None:
+        """The version that the primary's row of an order has, 0 if it has none; None: it doesn't answer."""
+        try:
+            rows = await self.databases.primary.rows(statements.version(order_id, user_id))
+        except (Away, Unavailable):
+            return None
+        return rows[0][0] if rows else 0
+
+    async def version_in_cache(self, order_id: UUID) -> int | None:
+        """The version of the lanes' cache entry of an order, 0 if there is none; None: Redis is away."""
+        summary, _ = await self.cache.order(order_id)
+        return None if summary is None and self.cache.away else version_of(summary)
+
     async def _cached(self, order_id: UUID, sees: Visibility) -> tuple[bytes | None, bytes | None]:
         """What the cache has of an order, unless the caller sees nothing of it: then the databases are asked
         as they are for an order that isn't there, so that neither its answer nor its time tells of it.
@@ -289,8 +302,8 @@ class Reader:
         """Return a page of orders, newest first. Raises ValueError for a cursor that isn't one of a list with
         these filters, of what `sees` sees.
 
-        A list of neither users nor sellers that is filtered by a status or a region may read every order
-        there is, so a process reads one at a time.
+        A list of neither users nor sellers that is filtered by a status may read every order there is (of the
+        region, if one is given), so a process reads one at a time.
         """
         lists = sees.orders(filters.user, filters.seller, filters.region, filters.cart, filters.attention)
         # By which of a caller's lists it is made decides how it is sorted.
@@ -310,8 +323,7 @@ class Reader:
             filters.attention,
         )
         rows: Sequence[Sequence[Any]]
-        scanned = filters.status or filters.region
-        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not scanned
+        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not filters.status
         async with nullcontext() if indexed else self._alone():
             rows, source = await self._list(lambda database: database.rows(query), None)
         shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]
@@ -461,13 +473,9 @@ class Reader:
         raise Unavailable("no database answers")
 
     async def waiting(self, query: statements.Query) -> Sequence[Sequence[Any]]:
-        """Return rows of a list of queries.worklists. Only for those that see everything.
-
-        Reads a whole table, so a process reads one at a time.
-        """
+        """Return rows of a list of queries.worklists. Only for those that see everything."""
         rows: Sequence[Sequence[Any]]
-        async with self._alone():
-            rows, _ = await self._list(lambda database: database.rows(query), None)
+        rows, _ = await self._list(lambda database: database.rows(query), None)
         return rows
 
     # -- looking for something -------------------------------------------------------------------------------

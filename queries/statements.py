@@ -238,7 +238,8 @@ def orders(
 
     Orders of users are found by the index orders_order_user, those of sellers by orders_suborder_seller,
     those of a cart by orders_order_cart, those with something of a kind to look at by orders_attention_kind,
-    all others by orders_order_created, each no further than the page needs.
+    those of a region by orders_order_region, all others by orders_order_created, each no further than the
+    page needs.
     """
     values = {
         "users": list(lists.users) or None,

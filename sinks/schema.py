@@ -68,8 +68,8 @@ SUBORDER_IS_LATE = "late_since IS NOT NULL"
 REFUND_WAITS = "status <> 'completed'"
 RETURN_WAITS = "status = 'requested'"
 """What partial indexes hold. A statement that says the same in the same words is served by them, whatever its
-plan was made for. A change of such a status writes the indexes of its row, which HOT would have spared it: once
-for a refund or a return, of which there are few; never for a suborder that is in time.
+plan was made for. A change of such a status writes the indexes of its row, which HOT would have spared it:
+once for a refund or a return, of which there are few; never for a suborder that is in time.
 """
 
 DIALECT: sa.Dialect = sa.make_url("postgresql://").get_dialect()()

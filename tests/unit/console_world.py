@@ -20,6 +20,8 @@ from console.app import create_app
 from console.doing import Doing
 from console.live import Glance
 from console.sources import Explained, Sources, explained
+from console.stores_view import Compared, Row, Store, stores_of
+from console.whatif import Change
 from console.worklists import Worklist
 from contracts.record_id import RecordId
 from domain.order import Order
@@ -95,6 +97,7 @@ class Made(Sources):
         self.letter_ = letter(text)
         self.hits: list[tuple[str, UUID]] = []
         self.too_many = False
+        self.versions: tuple[int | None, int | None] = (self.made.version, None)
         self.asked: dict[str, Any] = {}
 
     def _need(self, server: str) -> None:
@@ -127,6 +130,14 @@ class Made(Sources):
     async def state(self, order_id: UUID) -> Order | None:
         self._need("kafka")
         return self.made if str(order_id) == ORDER else None
+
+    async def stores(self, order_id: UUID, order: Order) -> list[Store]:
+        return stores_of(order, *self.versions)
+
+    async def compared(self, order_id: UUID) -> Compared:
+        self._need("postgres")
+        change = Change("status", self.text, "pending")
+        return Compared([Row("orders_order", ORDER, False, False, [change])], [change])
 
     async def rows(self, order_id: UUID) -> OrderDetails:
         self._need("postgres")
