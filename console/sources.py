@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -43,6 +43,8 @@ SERVER_SECONDS: Final = 3.0
 LETTER_SECONDS: Final = 20.0
 RECORD_SECONDS: Final = 5.0
 COMPARE_SECONDS: Final = 5.0
+CLOCKS: Final = timedelta(minutes=5)
+"""By which senders' clocks may be ahead of the brokers' before an order costs a read of more."""
 PAGE: Final = 50
 """Rows of a list."""
 EXPORTED: Final = 10_000
@@ -90,8 +92,10 @@ class Sources:
         return await self._live.glance()
 
     async def order(self, order_id: UUID, at: datetime | None) -> Explained:
-        """An order as of a time. Blocks while a partition of the changelog is read. Raises NotFound."""
-        order = await self._states.of(order_id)
+        """An order as of a time. Blocks while the changelog is read that was written since the order changed
+        last, or all of its partition. Raises NotFound.
+        """
+        order = await self.state(order_id)
         if order is None:
             raise NotFound(text("no_order", id=order_id))
         # Of an order of thousands of facts it takes longer than others should wait.
@@ -99,7 +103,9 @@ class Sources:
 
     async def state(self, order_id: UUID) -> Order | None:
         """An order's state; None: no fact of it is known. Blocks as `order`."""
-        return await self._states.of(order_id)
+        changed = await self._reader.changed_at(order_id)
+        # It was written once the last fact had come, which is seldom before that fact's own time.
+        return await self._states.of(order_id, None if changed is None else changed - CLOCKS)
 
     async def stores(self, order_id: UUID, order: Order) -> list[Store]:
         """What state, rows and cache have of an order whose state is known. Blocks for round trips; what
@@ -115,7 +121,7 @@ class Sources:
         """Compare an order's rows and its cache entry with its state, value by value. Blocks as `order`, and
         for round trips. Raises NotFound.
         """
-        order = await self._states.of(order_id)
+        order = await self.state(order_id)
         if order is None:
             raise NotFound(text("no_order", id=order_id))
         held = await asyncio.to_thread(held_of, self.settings, order_id, order)

@@ -196,6 +196,14 @@ class Reader:
             return None
         return rows[0][0] if rows else 0
 
+    async def changed_at(self, order_id: UUID) -> datetime | None:
+        """The event time of an order's last change, by its row; None: it has none, or no database answers."""
+        try:
+            rows, _ = await self._list(lambda database: database.rows(statements.changed_at(order_id)), None)
+        except Unavailable:
+            return None
+        return rows[0][0] if rows else None
+
     async def version_in_cache(self, order_id: UUID) -> int | None:
         """The version of the lanes' cache entry of an order, 0 if there is none; None: Redis is away."""
         summary, _ = await self.cache.order(order_id)
@@ -302,8 +310,8 @@ class Reader:
         """Return a page of orders, newest first. Raises ValueError for a cursor that isn't one of a list with
         these filters, of what `sees` sees.
 
-        A list of neither users nor sellers that is filtered by a status may read every order there is (of the
-        region, if one is given), so a process reads one at a time.
+        A list of neither users nor sellers that is filtered by a status or a region may read every order
+        there is, so a process reads one at a time.
         """
         lists = sees.orders(filters.user, filters.seller, filters.region, filters.cart, filters.attention)
         # By which of a caller's lists it is made decides how it is sorted.
@@ -323,7 +331,8 @@ class Reader:
             filters.attention,
         )
         rows: Sequence[Sequence[Any]]
-        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not filters.status
+        scanned = filters.status or filters.region
+        indexed = lists.users or lists.sellers or filters.cart or filters.attention or not scanned
         async with nullcontext() if indexed else self._alone():
             rows, source = await self._list(lambda database: database.rows(query), None)
         shown = [statements.as_listed(row, sees.everything) for row in rows[:limit]]

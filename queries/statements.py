@@ -238,8 +238,7 @@ def orders(
 
     Orders of users are found by the index orders_order_user, those of sellers by orders_suborder_seller,
     those of a cart by orders_order_cart, those with something of a kind to look at by orders_attention_kind,
-    those of a region by orders_order_region, all others by orders_order_created, each no further than the
-    page needs.
+    all others by orders_order_created, each no further than the page needs.
     """
     values = {
         "users": list(lists.users) or None,
@@ -426,6 +425,16 @@ def _version(given: frozenset[str]) -> sa.Select[Any]:
         )
         query = query.where(item.exists())
     return query
+
+
+def changed_at(order_id: UUID) -> Query:
+    """An order's updated_at, by the primary key of each partition."""
+    return Query(_changed_at(), {"order_id": order_id})
+
+
+@cache
+def _changed_at() -> sa.Select[Any]:
+    return sa.select(_order.c.updated_at).where(_order.c.id == _value("order_id", _order.c.id))
 
 
 def tracking(number: str) -> Query:

@@ -151,8 +151,6 @@ def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         # All orders, newest first.
         sa.Index("orders_order_created", sa.text("created_at DESC"), sa.text("id DESC")),
         sa.Index("orders_order_cart", "cart_id", postgresql_where=sa.text("cart_id IS NOT NULL")),
-        # A region's orders, newest first.
-        sa.Index("orders_order_region", "region", sa.text("created_at DESC"), sa.text("id DESC")),
     ]
 
 

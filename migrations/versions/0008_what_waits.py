@@ -1,8 +1,7 @@
-"""Indexes for lists of what waits: late suborders, refunds that aren't paid, returns that are open; and for a
-region's orders.
+"""Indexes for lists of what waits: late suborders, refunds that aren't paid, returns that are open.
 
-Only what waits is in the first three, so that a page of a list reads a part of a small index. Writers wait
-while the indexes are made.
+Only what waits is in them, so that a page of a list reads a part of a small index. Writers wait while they
+are made.
 
 Revision ID: 0008
 Revises: 0007
@@ -21,7 +20,6 @@ INDEXES = {
     "orders_suborder_late": "orders_suborder (late_since, order_id, id) WHERE late_since IS NOT NULL",
     "orders_refund_waiting": "orders_refund (requested_at, order_id, id) WHERE status <> 'completed'",
     "orders_return_waiting": "orders_return (created_at, order_id, id) WHERE status = 'requested'",
-    "orders_order_region": "orders_order (region, created_at DESC, id DESC)",
 }
 
 
