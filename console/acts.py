@@ -49,6 +49,7 @@ SHOWN: Final = 200
 def offer_actions(app: FastAPI, reads: Sources, doing: Doing) -> None:
     """Register the addresses."""
     _of_dead_letters(app, doing)
+    _resolve(app, doing)
     _of_an_order(app, reads, doing)
     _repairs(app, doing)
     _pauses(app, doing)
@@ -99,11 +100,13 @@ def _pauses(app: FastAPI, doing: Doing) -> None:
     async def shown(request: Request, seen_by: Visitor, **more: Any) -> Response:
         values = {"failed": None, "said": None, "kinds": KINDS, "fields": defaultdict(str)} | more
         values["paused"] = await doing.paused()
+        values["letter"] = _letter_of(values["fields"])
         return page(request, "pauses", seen_by, values, 422 if values["failed"] else 200)
 
     @app.get("/pauses")
     async def pauses(request: Request, seen_by: Seen) -> Response:
-        return await shown(request, seen_by)
+        given = {name: request.query_params.get(name, "") for name in ("kind", "name")}
+        return await shown(request, seen_by, fields=defaultdict(str, given))
 
     @app.post("/pauses")
     async def paused(request: Request, seen_by: Seen, form: Sent) -> Response:
@@ -118,7 +121,15 @@ def _pauses(app: FastAPI, doing: Doing) -> None:
         except (Invalid, NotDone) as error:
             return await shown(request, seen_by, failed=str(error), fields=defaultdict(str, form))
         said = text(_SAID[step][not changed], name=f"{text(f'kind_{kind}')} {name}")
-        return await shown(request, seen_by, said=said)
+        from_ = defaultdict(str, {"letter": form.get("letter", "")})
+        return await shown(request, seen_by, said=said, fields=from_)
+
+
+def _letter_of(fields: Mapping[str, str]) -> str | None:
+    """The dead letter on whose page the form was."""
+    letter = fields.get("letter", "")
+    partition, _, offset = letter.partition(":")
+    return None if None in (number_of(partition), number_of(offset)) else letter
 
 
 # -- dead letters --------------------------------------------------------------------------------------------
@@ -170,6 +181,43 @@ def _of_dead_letters(app: FastAPI, doing: Doing) -> None:
         except NotDone as error:
             return shown(request, seen_by, form, would=None, failed=str(error))
         return shown(request, seen_by, form, would=None, sent=sent)
+
+
+_REOPENS: Final = "reopen"
+
+
+def _resolve(app: FastAPI, doing: Doing) -> None:
+    async def shown(
+        request: Request, seen_by: Visitor, fields: Mapping[str, str], selection: Selection, **more: Any
+    ) -> Response:
+        hidden = {name: fields.get(name, "") for name in ("id", "reason", "topic", "since")}
+        values = {"failed": None, "resolved": None, "reopened": None, "why": fields.get("why", "")} | more
+        values["hidden"] = hidden | {"until": selection.until}
+        done = values["resolved"] or values["reopened"] is not None
+        values["states"] = {} if done else await doing.states(selection)
+        return page(request, "resolve", seen_by, values, 422 if values["failed"] else 200)
+
+    @app.get("/resolve")
+    async def preview(request: Request, seen_by: Seen) -> Response:
+        only(seen_by, Role.OPERATOR)
+        fields = dict(request.query_params)
+        return await shown(request, seen_by, fields, selection_of(fields))
+
+    @app.post("/resolve")
+    async def resolved(request: Request, seen_by: Seen, form: Sent) -> Response:
+        only(seen_by, Role.OPERATOR)
+        selection, by = selection_of(form), _by(seen_by)
+        try:
+            reason = _reason(form)
+            if form.get("step") != _REOPENS:
+                result = await doing.resolve(selection, by, reason)
+                return await shown(request, seen_by, form, selection, resolved=result)
+            if selection.ids is None:
+                raise Invalid(text("reopen_one"))
+            count = await doing.reopen(selection, by, reason)
+            return await shown(request, seen_by, form, selection, reopened=count)
+        except (Invalid, NotDone) as error:
+            return await shown(request, seen_by, form, selection, failed=str(error))
 
 
 # -- an order ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from api.access import Access
 from api.requests import UNTOLD, Requests
-from console import forms, letter_view, order_view
+from console import forms, letter_view, order_view, schema_view
 from console.access import Door, Visitor, only, visitor
 from console.acts import offer_actions
 from console.doing import Doing, NotDone
@@ -40,7 +41,7 @@ from settings import Settings
 SHOWN: Final = 100
 """Dead letters that a list shows."""
 HOURS: Final = ("1", "24", "168", "0")
-STATES: Final = ("new", "redriven", "parked", "final")
+STATES: Final = ("new", "redriven", "parked", "final", "resolved")
 STATUSES: Final[tuple[str, ...]] = OrderStatusText.__args__  # type: ignore[attr-defined]
 BEFORE: Final = 3_600_000
 """Milliseconds before an order's own record in which others of it may lie."""
@@ -82,6 +83,7 @@ def create_app(settings: Settings, sources: Sources | None = None, doing: Doing 
     _let_in(app, door)
     _show_the_system(app, reads)
     _show_dead_letters(app, reads)
+    _show_a_letter(app, reads, does)
     _show_an_order(app, reads)
     _show_lists(app, reads)
     _show_work(app, reads)
@@ -178,6 +180,8 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
         }
         return page(request, "dead_letters", seen_by, values)
 
+
+def _show_a_letter(app: FastAPI, reads: Sources, does: Doing) -> None:
     @app.get("/dead-letters/{id_}")
     async def letter(request: Request, seen_by: Seen, id_: str) -> Response:
         partition, offset = (number_of(part) for part in ([*id_.split(":"), ""])[:2])
@@ -185,13 +189,19 @@ def _show_dead_letters(app: FastAPI, reads: Sources) -> None:
             raise NotFound(text("no_page"))
         letter_, note = await reads.letter(partition, offset)
         value = b"" if letter_.value is None or not seen_by.role.personal else letter_.value
+        type_ = schema_view.type_of(letter_)
+        shown = letter_view.value_of(letter_)
         values = {
             "letter": letter_,
             "note": note,
             "state": state_of(reads.settings, letter_, note),
             "means": REASONS.get(letter_.reason, text("unknown_reason")),
-            "shown": letter_view.value_of(letter_),
+            "shown": shown,
+            "schema": None if type_ is None else schema_view.schema_of(type_, shown.path),
+            "type": type_,
+            "held": [] if type_ is None else schema_view.holding(await does.paused(), type_),
             "hex": letter_view.in_hex(value),
+            "broken": None if shown.lines is not None else letter_view.broken_row(letter_),
             "most": letter_view.HEX_BYTES,
             "key": _text(letter_.key),
             "headers": [(name, _text(each)) for name, each in letter_.headers],
@@ -218,10 +228,17 @@ def _show_an_order(app: FastAPI, reads: Sources) -> None:
     @app.get("/orders/{id_}")
     async def order(request: Request, seen_by: Seen, id_: str) -> Response:
         order_id, at = uuid_of(id_), moment_of(request, "as_of")
+        step = number_of(request.query_params.get("step", ""))
         try:
             explained = await reads.order(order_id, at)
         except Unavailable as error:
             return page(request, "order_rows", seen_by, await _of_rows(reads, order_id, error))
+        moments = order_view.moments(explained.facts)
+        if step is not None:
+            # By the time, so that the address stays what it shows when more facts come.
+            chosen = moments[step].time if step < len(moments) else None
+            to = address(request.url.path, as_of=chosen)
+            return RedirectResponse(to, 303, headers=dict(HEADERS))
         document = explained.document
         if "user_id" in document and not seen_by.role.personal:
             document["user_id"] = None
@@ -235,8 +252,18 @@ def _show_an_order(app: FastAPI, reads: Sources) -> None:
             "balance": order_view.balance(document, refunds) if document["known"] else [],
             "at": request.query_params.get("as_of", ""),
             "since": times.text((since - BEFORE) * 1000) if since else None,
+            "moments": moments,
+            "step": order_view.place_of(moments, at),
+            "stores": await reads.stores(order_id, explained.now),
         }
         return page(request, "order", seen_by, values)
+
+    @app.get("/orders/{id_}/stores")
+    async def stores(request: Request, seen_by: Seen, id_: str) -> Response:
+        only(seen_by)
+        order_id = uuid_of(id_)
+        values = {"order_id": order_id, "compared": await reads.compared(order_id)}
+        return page(request, "stores", seen_by, values)
 
     @app.get("/orders/{id_}/records")
     async def records(request: Request, seen_by: Seen, id_: str) -> Response:
@@ -311,7 +338,9 @@ def _show_work(app: FastAPI, reads: Sources) -> None:
             everything = await reads.all_waiting(of, filters)
             if everything is None:
                 raise Invalid(text("too_many_rows", most=MOST_EXPORTED))
-            return download(as_csv(of, everything, personal=personal), f"{name}-{now:%Y%m%dT%H%M%SZ}.csv")
+            # Of a hundred thousand rows it takes longer than others should wait.
+            file = await asyncio.to_thread(as_csv, of, everything, personal=personal)
+            return download(file, f"{name}-{now:%Y%m%dT%H%M%SZ}.csv")
         at = request.query_params.get("cursor") or None
         try:
             shown = await reads.waiting(of, filters, at)

@@ -5,9 +5,10 @@ that the command line uses.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -20,9 +21,11 @@ from api.sending import Place, Sender
 from console.texts import text
 from errors import OrdersError
 from operations import journal
+from operations.dead_letters import Filter, State, find, newest_of, state_of
 from operations.pause import pause, resume
 from operations.redrive import RedriveResult, Selection, redrive
 from operations.repair import RepairResult, repair
+from operations.resolve import ResolveResult, reopen, resolve
 from operations.rows import RowsResult, repair_rows
 from queries.errors import Unavailable
 from settings import Settings
@@ -64,6 +67,36 @@ class Doing:
                 self._settings, "dlq redrive", by=by, arguments=_told_of(selection), why=why
             ):
                 return await redrive(self._settings, selection, by=by)
+
+    async def states(self, selection: Selection) -> Counter[State]:
+        """How many letters are selected, by what became of them."""
+        async with _told():
+            if selection.ids is None:
+                listing = await newest_of(self._settings, _filter_of(selection), 1)
+                return Counter({state: n for state, n in listing.states.items() if n})  # type: ignore[misc]
+            states: Counter[State] = Counter()
+            for partition, offset in selection.ids:
+                letter, note = await find(self._settings, None, partition, offset)
+                states[state_of(self._settings, letter, note)] += 1
+            return states
+
+    async def resolve(self, selection: Selection, by: str, why: str) -> ResolveResult:
+        """Note that dead letters need nothing more."""
+        arguments = _told_of(selection)
+        async with (
+            _told(),
+            journal.noted(self._settings, "dlq resolve", by=by, arguments=arguments, why=why),
+        ):
+            return await resolve(self._settings, selection.ids, _filter_of(selection), by=by, why=why)
+
+    async def reopen(self, selection: Selection, by: str, why: str) -> int:
+        """Take back that letters are resolved, by their ids -> how many were."""
+        arguments = ["--undo", *_told_of(selection)]
+        async with (
+            _told(),
+            journal.noted(self._settings, "dlq resolve", by=by, arguments=arguments, why=why),
+        ):
+            return await reopen(self._settings, selection.ids or frozenset())
 
     async def paused(self) -> list[Pause]:
         """What is paused, the oldest first."""
@@ -123,6 +156,27 @@ class Doing:
             arguments = [record.topic, str(order_id)]
             async with journal.noted(self._settings, "send", by=by, arguments=arguments, why=why):
                 return (await self._sender.send([record]))[0]
+
+
+def _filter_of(selection: Selection) -> Filter:
+    """A selection as the commands' filters have it. Raises OrdersError for a time that is none."""
+    return Filter(
+        reason=next(iter(selection.reasons or ()), None),
+        topic=next(iter(selection.topics or ()), None),
+        since=_time_of(selection.since),
+        until=_time_of(selection.until),
+    )
+
+
+def _time_of(text_: str) -> datetime | None:
+    if not text_:
+        return None
+    try:
+        # To the hour, as the page of letters has it, is a time as well.
+        time = datetime.fromisoformat(text_)
+    except ValueError:
+        raise OrdersError(text("bad_time", value=text_)) from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _told_of(selection: Selection) -> Sequence[str]:

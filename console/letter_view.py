@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -17,6 +18,8 @@ LINES: Final = 2_000
 HEX_BYTES: Final = 4_096
 """Bytes that are shown as numbers."""
 _ROW: Final = 16
+_BYTE: Final = re.compile(r"\(byte (\d{1,9})\)")
+"""How a parser tells in a detail where it stopped."""
 
 
 class Group(NamedTuple):
@@ -138,3 +141,9 @@ def in_hex(value: bytes) -> list[str]:
         plain = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
         lines.append(f"{start:08x}  {row.hex(' '):<47}  {plain}")
     return lines
+
+
+def broken_row(letter: DeadLetter) -> int | None:
+    """The line of `in_hex` where a value ceases to be JSON, by the letter's detail; None: it doesn't say."""
+    match = _BYTE.search(letter.detail)
+    return None if match is None else int(match[1]) // _ROW

@@ -4,6 +4,8 @@ balance. All pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -45,6 +47,37 @@ def bar(line: Json) -> list[Segment]:
         if units > 0:
             segments.append(Segment(name, units, x, end - x))
     return segments
+
+
+class Moment(NamedTuple):
+    """A time at which something of an order happened (RFC 3339), and what: types of its facts."""
+
+    time: str
+    says: str
+
+
+MOST_MOMENTS: Final = 400
+"""Of an order with more, some are left out evenly; the form for a time has all."""
+
+
+def moments(facts: Sequence[Json]) -> list[Moment]:
+    """The times of an order's facts in order, each once. `facts`: as an explanation has them."""
+    at: dict[str, list[str]] = {}
+    for fact in facts:
+        types = at.setdefault(fact["time"], [])
+        if fact["type"] not in types:
+            types.append(fact["type"])
+    all_of_them = [Moment(time, ", ".join(types)) for time, types in at.items()]
+    step = -(-len(all_of_them) // MOST_MOMENTS) or 1
+    # The last one stays, whatever is left out.
+    return all_of_them[::-1][::step][::-1]
+
+
+def place_of(these: Sequence[Moment], at: datetime | None) -> int:
+    """Where a slider stands that shows `at`: on the last moment up to then; None: now, behind all of them."""
+    if at is None:
+        return len(these)
+    return max(0, sum(datetime.fromisoformat(each.time) <= at for each in these) - 1)
 
 
 class Refund(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -14,14 +14,18 @@ import msgspec
 from aiokafka.errors import KafkaError
 
 from console.live import Glance, Live
+from console.stores_view import Compared, Store, compare, held_of, stores_of
 from console.texts import text
 from console.worklists import Worklist
 from domain.asof import as_of
 from domain.explain import explain
+from domain.facts import Facts
 from domain.order import Order
 from errors import OrdersError
 from operations.answers import refused
 from operations.dead_letters import Found, NoSuchLetter, find, recent
+from operations.postgres.compare import with_rows
+from operations.postgres.ddl import connect
 from operations.records import RawRecords, of_order
 from queries.attention import attention_counts, open_attention
 from queries.documents import Health, OrderDetails, Orders, Suborders, Tracked
@@ -38,6 +42,9 @@ LETTERS: Final = 50_000
 SERVER_SECONDS: Final = 3.0
 LETTER_SECONDS: Final = 20.0
 RECORD_SECONDS: Final = 5.0
+COMPARE_SECONDS: Final = 5.0
+CLOCKS: Final = timedelta(minutes=5)
+"""By which senders' clocks may be ahead of the brokers' before an order costs a read of more."""
 PAGE: Final = 50
 """Rows of a list."""
 EXPORTED: Final = 10_000
@@ -52,10 +59,14 @@ _parcels: Final = msgspec.json.Decoder(list[Tracked]).decode
 
 
 class Explained(NamedTuple):
-    """An order's explanation (domain.explain), and the state that it is made of."""
+    """An order's explanation as of a time (domain.explain), and the state that it is made of; `now`: the
+    state as it is now; `facts`: of all of that, as the explanation has them.
+    """
 
     document: dict[str, Any]
     order: Order
+    now: Order
+    facts: list[dict[str, Any]]
 
 
 class Sources:
@@ -81,8 +92,10 @@ class Sources:
         return await self._live.glance()
 
     async def order(self, order_id: UUID, at: datetime | None) -> Explained:
-        """An order as of a time. Blocks while a partition of the changelog is read. Raises NotFound."""
-        order = await self._states.of(order_id)
+        """An order as of a time. Blocks while the changelog is read that was written since the order changed
+        last, or all of its partition. Raises NotFound.
+        """
+        order = await self.state(order_id)
         if order is None:
             raise NotFound(text("no_order", id=order_id))
         # Of an order of thousands of facts it takes longer than others should wait.
@@ -90,7 +103,34 @@ class Sources:
 
     async def state(self, order_id: UUID) -> Order | None:
         """An order's state; None: no fact of it is known. Blocks as `order`."""
-        return await self._states.of(order_id)
+        changed = await self._reader.changed_at(order_id)
+        # It was written once the last fact had come, which is seldom before that fact's own time.
+        return await self._states.of(order_id, None if changed is None else changed - CLOCKS)
+
+    async def stores(self, order_id: UUID, order: Order) -> list[Store]:
+        """What state, rows and cache have of an order whose state is known. Blocks for round trips; what
+        doesn't answer is said.
+        """
+        user_id = None if order.created is None else UUID(bytes=order.created.user_id)
+        rows, cache = await asyncio.gather(
+            self._reader.version_in_rows(order_id, user_id), self._reader.version_in_cache(order_id)
+        )
+        return stores_of(order, rows, cache)
+
+    async def compared(self, order_id: UUID) -> Compared:
+        """Compare an order's rows and its cache entry with its state, value by value. Blocks as `order`, and
+        for round trips. Raises NotFound.
+        """
+        order = await self.state(order_id)
+        if order is None:
+            raise NotFound(text("no_order", id=order_id))
+        held = await asyncio.to_thread(held_of, self.settings, order_id, order)
+        try:
+            async with asyncio.timeout(COMPARE_SECONDS), connect(self.settings) as connection:
+                differences = await with_rows(connection, held.rows, [str(order_id)])
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise Unavailable(text("postgres_away")) from error
+        return compare(held, differences, (await self._reader.cache.order(order_id))[0])
 
     async def rows(self, order_id: UUID) -> OrderDetails:
         """What cache and rows have of an order, for when its facts can't be read. Raises NotFound."""
@@ -200,7 +240,7 @@ def explained(order_id: UUID, order: Order, at: datetime | None) -> Explained:
     then = order if at is None else as_of(order, order_id.bytes, micros(at))
     document = explain(order_id.bytes, then)
     document["as_of"] = None if at is None else at.isoformat().replace("+00:00", "Z")
-    return Explained(document, then)
+    return Explained(document, then, order, document["facts"] if at is None else Facts(order).told)
 
 
 @asynccontextmanager

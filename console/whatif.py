@@ -113,7 +113,7 @@ def what_if(settings: Settings, order_id: UUID, order: Order | None, event: Sent
         before["version"],
         before.get("status"),
         after.get("status"),
-        list(_changes(before, after)),
+        list(changes_between(before, after)),
         [fact for fact in after["facts"] if _fact(fact) not in old],
         leaves,
         refused,
@@ -130,7 +130,8 @@ def _fact(fact: dict[str, Any]) -> tuple[object, ...]:
     return fact["type"], fact["time"], fact["what"]
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+def changes_between(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    """The values of two documents that differ, by their paths. Pure."""
     old, new = (dict(_flat(document)) for document in (before, after))
     for path in dict.fromkeys([*old, *new]):
         if old.get(path) != new.get(path):

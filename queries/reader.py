@@ -188,6 +188,27 @@ class Reader:
         document = await asyncio.to_thread(explain, order_id.bytes, order, time, part)
         return Answer(_encode(document), "changelog", order.version)
 
+    async def version_in_rows(self, order_id: UUID, user_id: UUID | None) -> int | None:
+        """The version that the primary's row of an order has, 0 if it has none; None: it doesn't answer."""
+        try:
+            rows = await self.databases.primary.rows(statements.version(order_id, user_id))
+        except (Away, Unavailable):
+            return None
+        return rows[0][0] if rows else 0
+
+    async def changed_at(self, order_id: UUID) -> datetime | None:
+        """The event time of an order's last change, by its row; None: it has none, or no database answers."""
+        try:
+            rows, _ = await self._list(lambda database: database.rows(statements.changed_at(order_id)), None)
+        except Unavailable:
+            return None
+        return rows[0][0] if rows else None
+
+    async def version_in_cache(self, order_id: UUID) -> int | None:
+        """The version of the lanes' cache entry of an order, 0 if there is none; None: Redis is away."""
+        summary, _ = await self.cache.order(order_id)
+        return None if summary is None and self.cache.away else version_of(summary)
+
     async def _cached(self, order_id: UUID, sees: Visibility) -> tuple[bytes | None, bytes | None]:
         """What the cache has of an order, unless the caller sees nothing of it: then the databases are asked
         as they are for an order that isn't there, so that neither its answer nor its time tells of it.
@@ -461,13 +482,9 @@ class Reader:
         raise Unavailable("no database answers")
 
     async def waiting(self, query: statements.Query) -> Sequence[Sequence[Any]]:
-        """Return rows of a list of queries.worklists. Only for those that see everything.
-
-        Reads a whole table, so a process reads one at a time.
-        """
+        """Return rows of a list of queries.worklists. Only for those that see everything."""
         rows: Sequence[Sequence[Any]]
-        async with self._alone():
-            rows, _ = await self._list(lambda database: database.rows(query), None)
+        rows, _ = await self._list(lambda database: database.rows(query), None)
         return rows
 
     # -- looking for something -------------------------------------------------------------------------------

@@ -427,6 +427,16 @@ def _version(given: frozenset[str]) -> sa.Select[Any]:
     return query
 
 
+def changed_at(order_id: UUID) -> Query:
+    """An order's updated_at, by the primary key of each partition."""
+    return Query(_changed_at(), {"order_id": order_id})
+
+
+@cache
+def _changed_at() -> sa.Select[Any]:
+    return sa.select(_order.c.updated_at).where(_order.c.id == _value("order_id", _order.c.id))
+
+
 def tracking(number: str) -> Query:
     """The parcels of a tracking number.
     Every partition is looked into, by the hash index orders_shipment_tracking.

@@ -1,7 +1,7 @@
 """Lists of what waits for a person, over all orders: late suborders, refunds and returns. Statements
 (SQLAlchemy Core), their rows, and the place of a page in its list.
 
-The oldest comes first. No index knows what waits, so each reads all rows of its table (docs/open-points.md).
+The oldest comes first. Each list has a partial index that holds what is on it, in its order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from queries.keyset import micros
 from queries.statements import Query, as_amount
-from sinks.schema import build_metadata
+from sinks.schema import REFUND_WAITS, RETURN_WAITS, SUBORDER_IS_LATE, build_metadata
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _tables: Final = build_metadata().tables
@@ -152,10 +152,12 @@ def as_return(row: Sequence[Any]) -> WaitingReturn:
 
 
 class _Of(NamedTuple):
-    """What a list is made of: its columns, by the first three of which it is sorted; which rows are on it."""
+    """What a list is made of: its columns, by the first three of which it is sorted; which rows are on it, as
+    the list's index says it.
+    """
 
     columns: tuple[sa.ColumnElement[Any], ...]
-    on_it: sa.ColumnElement[bool]
+    on_it: str
 
 
 def _text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
@@ -171,18 +173,18 @@ def _lists() -> dict[str, _Of]:
                 *(s.units_live, s.units_in_transit, s.units_delivered, s.ship_by, s.deliver_by),
                 *(_text(s.total_amount), s.currency),
             ),
-            s.late_since.is_not(None),
+            SUBORDER_IS_LATE,
         ),
         "refunds": _Of(
             (
                 *(r.requested_at, r.order_id, r.id, r.region, r.status, r.cause, r.cause_id, r.attempt),
                 *(_text(r.amount), r.currency, r.reason),
             ),
-            sa.or_(*(r.status == status for status in WAITING_REFUNDS)),
+            REFUND_WAITS,
         ),
         "returns": _Of(
             (b.created_at, b.order_id, b.id, b.region, b.order_item_id, b.quantity, b.reason),
-            b.status == "requested",
+            RETURN_WAITS,
         ),
     }
 
@@ -198,7 +200,7 @@ def _query(name: str, filters: Filters, after: Place | None, limit: int) -> Quer
 def _statement(name: str, given: frozenset[str], limit: int) -> sa.Select[Any]:
     of = _lists()[name]
     time, order_id, id_ = place = of.columns[:3]
-    query = sa.select(*of.columns).where(of.on_it)
+    query = sa.select(*of.columns).where(sa.text(of.on_it))
     columns = {column.name: column for column in of.columns if isinstance(column, sa.Column)}
     for key in sorted(given):
         if key in columns:

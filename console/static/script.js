@@ -1,4 +1,5 @@
-// Keeps what is live no older than two seconds, and gives "/" to the find box. Pages work without it.
+// Keeps what is live no older than two seconds, shows an order as of where its slider stands, and gives "/" to
+// the find box. Pages work without it.
 "use strict";
 
 const EVERY = 1000;
@@ -48,6 +49,36 @@ function morph(old, fresh) {
     if (mixed) each.replaceChildren(...after[n].childNodes);
     else morph(each, after[n]);
   });
+}
+
+// A slider over an order's facts: the page of the time that it stands on takes the place of what is shown.
+for (const form of document.querySelectorAll("[data-slider]")) {
+  const range = form.elements.step, said = form.querySelector("output");
+  let waits, under_way;
+  range.addEventListener("input", () => {
+    const moment = form.querySelector(`option[value="${range.value}"]`);
+    said.value = moment.label;
+    range.setAttribute("aria-valuetext", moment.label);
+    clearTimeout(waits);
+    waits = setTimeout(show, 250);
+  });
+  async function show() {
+    under_way?.abort();
+    under_way = new AbortController();
+    const { signal } = under_way, wanted = new URL(`?step=${range.value}`, location.href);
+    try {
+      const answer = await fetch(wanted, { signal });
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const after = [...fresh.querySelectorAll("[data-then]")];
+      const before = [...document.querySelectorAll("[data-then]")];
+      if (after.length !== before.length) throw new Error(answer.status);
+      before.forEach((each, n) => morph(each, after[n]));
+      document.querySelector("[name=as_of]").value = fresh.querySelector("[name=as_of]").value;
+      history.replaceState(null, "", answer.url);
+    } catch (error) {
+      if (error.name !== "AbortError") location.assign(wanted);
+    }
+  }
 }
 
 document.addEventListener("keydown", (event) => {

@@ -110,6 +110,7 @@ async def test_what_is_done_is_noted_and_shows(fresh: Settings, tmp_path: Path) 
             finally:
                 await connection.close()
             await _redrive(browser)
+            await _resolve_and_hold(browser)
             await _pause(browser)
             assert running.terminate() == 0
         looked = await send_form(browser, f"/repair/{order_id}", step="look")
@@ -117,6 +118,8 @@ async def test_what_is_done_is_noted_and_shows(fresh: Settings, tmp_path: Path) 
         operations = await get(browser, "/operations")
     for text in (
         "dlq redrive",
+        "dlq resolve",
+        "--undo",
         "row gone",
         "--rows",
         "refund.granted",
@@ -168,6 +171,43 @@ async def _redrive(browser: httpx.AsyncClient) -> None:
     assert EN["redrive_none"] in await get(browser, link.partition("&since")[0] + "&until=2020")
 
 
+async def _resolve_and_hold(browser: httpx.AsyncClient) -> None:
+    path = re.findall(r"/dead-letters/\d+:\d+", await get(browser, "/dead-letters?state=new"))[0]
+    page = await get(browser, path)
+    token = re.findall(r'name="token" value="([^"]*)"', page)[0]
+    letter = {"token": token, "id": path.rpartition("/")[2], "why": "sent anew"}
+    done = await browser.post("/resolve", data={**letter, "step": "resolve"})
+    assert EN["resolve_did"].format(n=1) in done.text
+    page = await get(browser, path)
+    assert EN["state_resolved"] in page
+    assert "sent anew" in page
+    assert path in await get(browser, "/dead-letters?state=resolved")
+    done = await browser.post("/resolve", data={**letter, "step": "reopen", "why": "a mistake"})
+    assert EN["reopen_did"].format(n=1) in done.text
+    reason = re.findall(r"/dead-letters\?reason=(\w+)", await get(browser, path))[0]
+    group = f"/resolve?reason={reason}"
+    would = dict(re.findall(r"<li>(\d+): ([^<]*)</li>", await get(browser, group)))
+    assert EN["state_new"] in would.values()
+    await send_form(browser, group, step="resolve", why="the sender has sent them anew")
+    assert EN["state_resolved"] in await get(browser, path)
+    await _hold(browser, token)
+
+
+async def _hold(browser: httpx.AsyncClient, token: str) -> None:
+    """Hold and release a type from the page of a letter that names one."""
+    for path in set(re.findall(r"/dead-letters/\d+:\d+", await get(browser, "/dead-letters"))):
+        page = await get(browser, path)
+        if 'value="pause"' in page:
+            break
+    held = dict(re.findall(r'type="hidden" name="(kind|name|letter)" value="([^"]*)"', page))
+    form = {"token": token, "why": "they are all wrong", **held}
+    assert (await browser.post("/pauses", data={**form, "step": "pause"})).status_code == 200
+    assert "they are all wrong" in await get(browser, path)
+    assert 'value="resume"' in await get(browser, path)
+    await browser.post("/pauses", data={**form, "step": "resume"})
+    assert 'value="resume"' not in await get(browser, path)
+
+
 async def _with_a_worker(browser: httpx.AsyncClient) -> None:
     async def well() -> bool:
         return EN["well"] in await get(browser, "/?part=live")
@@ -200,6 +240,16 @@ async def _of_an_order(browser: httpx.AsyncClient, order_id: str) -> None:
     assert f"&#34;order_id&#34;: &#34;{order_id}&#34;" in raw or order_id in raw
     assert EN["not_there_then"] in await get(browser, f"/orders/{order_id}?as_of=1999-01-01T00:00:00Z")
     await get(browser, "/orders/00000000-0000-4000-8000-000000000000", 404)
+    first = await browser.get(f"/orders/{order_id}?step=0")
+    assert "as_of=" in first.headers["location"]
+    assert "order.created" in await get(browser, first.headers["location"])
+
+    async def same() -> bool:
+        stores = await get(browser, f"/orders/{order_id}/stores")
+        return EN["rows_equal"] in stores and EN["cache_equal"] in stores
+
+    await eventually(same, "rows and cache say what the state says")
+    assert (await get(browser, f"/orders/{order_id}")).count(EN["store_is_same"]) == 2
 
 
 @pytest.fixture

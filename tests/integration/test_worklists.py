@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
+import asyncpg
 import pytest
 from msgspec.structs import replace
 
@@ -15,12 +17,13 @@ from contracts import ids
 from domain.shapes import OrderRow, ReturnRow
 from queries import worklists
 from queries.reader import Reader
+from queries.statements import Query
 from queries.worklists import Place
 from settings import Settings
 from sinks.migrate import upgrade
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
-from sinks.schema import PARTITION_COLUMNS, PartitionBy
+from sinks.schema import DIALECT, PARTITION_COLUMNS, PartitionBy
 from tests.contract.places import drop_database, new_database, payment_row, refund_row, suborder_row
 from tests.stackfixture import Servers
 
@@ -129,6 +132,46 @@ async def test_refunds_that_are_not_paid_and_returns_that_wait(reader: Reader) -
     waiting = sorted((moment(n), order_of(n), named("return", n // 3)) for n in range(MANY) if n % 5 < 3)
     assert [each[:3] for each in returns] == waiting
     assert returns[0].reason == "why"
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(kind, index) of each node of a plan."""
+    yield plan["Node Type"], plan.get("Index Name", "")
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (worklists.late_suborders({}, None, 9), "late_since_order_id_id"),
+        (
+            worklists.late_suborders(
+                {"region": "eu", "status": "shipped", "before": FIRST},
+                Place(FIRST, order_of(1), order_of(1)),
+                9,
+            ),
+            "late_since_order_id_id",
+        ),
+        (worklists.waiting_refunds({}, None, 9), "requested_at_order_id_id"),
+        (worklists.waiting_refunds({"status": "failed"}, None, 9), "requested_at_order_id_id"),
+        (worklists.waiting_returns({}, None, 9), "created_at_order_id_id"),
+    ],
+)
+async def test_a_page_is_read_in_the_order_of_an_index(filled: Settings, query: Query, index: str) -> None:
+    statement = query.statement.params(query.values)  # type: ignore[attr-defined]
+    text = str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
+    connection = await asyncpg.connect(filled.postgres.get_secret_value())
+    try:
+        # Of a table of a few rows any other plan is cheaper.
+        await connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
+        plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {text}"))[0]["Plan"]
+    finally:
+        await connection.close()
+    read = {name for kind, name in nodes(plan) if kind.startswith("Index")}
+    assert read
+    assert all(index in name for name in read), read
+    assert "Sort" not in {kind for kind, _ in nodes(plan)}
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "1.2", "1.2.3", f"{1 << 80}.{'0' * 32}.{'0' * 32}"])

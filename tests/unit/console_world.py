@@ -20,6 +20,8 @@ from console.app import create_app
 from console.doing import Doing
 from console.live import Glance
 from console.sources import Explained, Sources, explained
+from console.stores_view import Compared, Row, Store, stores_of
+from console.whatif import Change
 from console.worklists import Worklist
 from contracts.record_id import RecordId
 from domain.order import Order
@@ -29,6 +31,7 @@ from operations.journal import Operation
 from operations.records import Raw, RawRecords
 from operations.redrive import RedriveResult, Selection
 from operations.repair import RepairResult
+from operations.resolve import ResolveResult
 from operations.rows import RowsResult
 from operations.status import DeadLetters, LaneStatus, Status
 from queries.attention import OpenAttention
@@ -94,6 +97,7 @@ class Made(Sources):
         self.letter_ = letter(text)
         self.hits: list[tuple[str, UUID]] = []
         self.too_many = False
+        self.versions: tuple[int | None, int | None] = (self.made.version, None)
         self.asked: dict[str, Any] = {}
 
     def _need(self, server: str) -> None:
@@ -126,6 +130,14 @@ class Made(Sources):
     async def state(self, order_id: UUID) -> Order | None:
         self._need("kafka")
         return self.made if str(order_id) == ORDER else None
+
+    async def stores(self, order_id: UUID, order: Order) -> list[Store]:
+        return stores_of(order, *self.versions)
+
+    async def compared(self, order_id: UUID) -> Compared:
+        self._need("postgres")
+        change = Change("status", self.text, "pending")
+        return Compared([Row("orders_order", ORDER, False, False, [change])], [change])
 
     async def rows(self, order_id: UUID) -> OrderDetails:
         self._need("postgres")
@@ -254,6 +266,18 @@ class Done(Doing):
         self._ask("redrive", selection, by, why)
         states: Counter[State] = Counter({"final": 2})
         return RedriveResult(sent=3, states=states, too_large=[self.text])
+
+    async def states(self, selection: Selection) -> Counter[State]:
+        self._ask("states", selection, None)
+        return Counter({"new": 2, "redriven": 1})
+
+    async def resolve(self, selection: Selection, by: str, why: str) -> ResolveResult:
+        self._ask("resolve", selection, by, why)
+        return ResolveResult(2, Counter({"redriven": 1}))
+
+    async def reopen(self, selection: Selection, by: str, why: str) -> int:
+        self._ask("reopen", selection, by, why)
+        return 1
 
     async def paused(self) -> list[Pause]:
         self._ask("paused", None)

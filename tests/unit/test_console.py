@@ -41,11 +41,13 @@ PAGES: Final = (
     f"/orders/{ORDER}",
     f"/orders/{ORDER}?as_of=2026-01-01T01:00:00Z",
     f"/orders/{ORDER}/records",
+    f"/orders/{ORDER}/stores",
     f"/users/{USER}",
     f"/sellers/{ANNA}",
     "/operations",
     "/pauses",
     "/redrive?reason=x",
+    "/resolve?reason=x",
     f"/repair/{ORDER}",
     f"/orders/{ORDER}/whatif",
     f"/orders/{ORDER}/cancel",
@@ -100,7 +102,9 @@ async def test_what_came_in_is_never_markup(path: str) -> None:
     assert answer.status_code == 200, answer.text
     assert is_plain(answer.text)
     assert "<script>alert" not in answer.text
-    free_text = not re.search(r"/orders/[^?]*(\?|$)", path) and not re.match(r"/repair|.*state=final", path)
+    free_text = not re.search(r"/orders/[^?]*(\?|$)", path) and not re.match(
+        r"/repair|/resolve|.*state=final", path
+    )
     if free_text and not path.startswith("/users"):
         assert ESCAPED in answer.text
 
@@ -146,7 +150,7 @@ async def test_an_order_says_what_it_is_and_why() -> None:
 
 
 def test_the_balance_adds_up_and_refunds_have_their_state() -> None:
-    document, state = explained(UUID(ORDER), order(), None)
+    document, state, *_ = explained(UUID(ORDER), order(), None)
     of_refunds = order_view.refunds(document, state)
     assert [each.state for each in of_refunds] == ["waits"]
     for side in order_view.balance(document, of_refunds):
@@ -159,12 +163,12 @@ def test_the_balance_adds_up_and_refunds_have_their_state() -> None:
         built.pay("20.00")
         built.stock("rejected", ANNA)
         built.settle()
-        document, state = explained(UUID(ORDER), built.order, None)
+        document, state, *_ = explained(UUID(ORDER), built.order, None)
         refund = document["refunds"][0]["refund_id"]
         more = {"reason": "x"} if failed else {}
         type_ = "refund.failed" if failed else "refund.completed"
         built.send(type_, 5, refund_id=refund, **more)
-        document, state = explained(UUID(ORDER), built.order, None)
+        document, state, *_ = explained(UUID(ORDER), built.order, None)
         assert [each.state for each in order_view.refunds(document, state)] == [said]
 
 

@@ -18,10 +18,11 @@ from console.doing import NotDone
 from console.parameters import Invalid
 from console.texts import EN
 from console.whatif import WhatIf, what_if
+from operations.dead_letters import Resolved
 from operations.redrive import Selection
 from settings import Settings
 from tests.unit.builders import ANNA, BORIS, ORDER, USER, OrderBuilder, line, payment
-from tests.unit.console_world import ESCAPED, HOSTILE, Done, Made, console, letter, new_key, token_in
+from tests.unit.console_world import ESCAPED, HOSTILE, TIME, Done, Made, console, letter, new_key, token_in
 from tests.unit.test_console import bearer, is_plain
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -37,7 +38,7 @@ async def post(browser: httpx.AsyncClient, path: str, **form: str) -> httpx.Resp
 
 # -- who may -------------------------------------------------------------------------------------------------
 
-OPERATORS = ("/redrive?reason=x", f"/repair/{ORDER}")
+OPERATORS = ("/redrive?reason=x", "/resolve?reason=x", f"/repair/{ORDER}")
 SUPPORT = tuple(f"/orders/{ORDER}/{what}" for what in ("cancel", "grant", "whatif"))
 
 
@@ -97,14 +98,18 @@ async def test_events_are_sent_with_the_right_to_write(
 async def test_nothing_is_done_without_a_form_of_the_session_and_a_reason() -> None:
     does = Done()
     async with console(Made(), doing=does, api_write=True) as browser:
-        paths = {"/redrive": {"reason": "x"}, f"/repair/{ORDER}": {"step": "rows"}}
+        paths = {
+            "/redrive": {"reason": "x"},
+            "/resolve": {"reason": "x"},
+            f"/repair/{ORDER}": {"step": "rows"},
+        }
         paths[f"/orders/{ORDER}/grant"] = {"step": "send", **REFUND}
         for path, form in paths.items():
             unreasoned = await post(browser, path, **(form | {"why": "  "}))
             long = await post(browser, path, **(form | {"why": "x" * 501}))
             forged = await post(browser, path, **(form | {"why": "good", "token": "0" * 64}))
             assert (unreasoned.status_code, long.status_code, forged.status_code) == (422, 422, 403), path
-        assert [each for each in does.asked if each[0] != "operations"] == []
+        assert [each for each in does.asked if each[0] not in ("operations", "states")] == []
 
 
 async def test_what_is_sent_is_what_was_shown() -> None:
@@ -161,7 +166,7 @@ async def test_a_form_that_is_wrong_is_shown_again_with_why(
     assert [each for each in does.asked if each[0] == "send"] == []
 
 
-@pytest.mark.parametrize("path", ["/redrive", f"/repair/{ORDER}", f"/orders/{ORDER}/cancel"])
+@pytest.mark.parametrize("path", ["/redrive", "/resolve", f"/repair/{ORDER}", f"/orders/{ORDER}/cancel"])
 async def test_what_was_not_done_is_said(path: str) -> None:
     does = Done()
     async with console(Made(), doing=does, api_write=True) as browser:
@@ -227,12 +232,66 @@ async def test_a_redrive_takes_what_its_preview_showed() -> None:
         fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', preview.text))
         sent = await browser.post("/redrive", data={**fields, "why": "mended"})
         one = (await browser.get("/dead-letters/1:7")).text
-    (_, tried, _, _), (_, done, _, why) = does.asked
+    (_, tried, _, _), (_, done, _, why) = does.asked[:2]
     assert tried == done == Selection(frozenset({"mine"}), since="2027-01-15T07", until="2027-01-15T08")
     assert why == "mended"
     assert EN["redrive_would"].format(n=3) in preview.text
     assert EN["redrive_did"].format(n=3) in sent.text
     assert 'href="/redrive' not in one  # its topic is none that a lane reads
+
+
+async def test_letters_are_resolved_with_a_reason_and_opened_again() -> None:
+    does, shows = Done("mine"), Made("mine")
+    async with console(shows, doing=does) as browser:
+        listed = (await browser.get("/dead-letters?reason=mine&hour=2027-01-15T07")).text
+        link = re.findall(r'href="(/resolve[^"]*)"', listed)[0].replace("&amp;", "&")
+        preview = await browser.get(link)
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', preview.text))
+        sent = await browser.post("/resolve", data={**fields, "step": "resolve", "why": "sent anew"})
+        several = await browser.post("/resolve", data={**fields, "step": "reopen", "why": "a mistake"})
+        one = await post(browser, "/resolve", id="1:7", step="resolve", why="sent anew")
+        resolved = Resolved(TIME, "anna", "sent anew", shows.letter_.record)
+        shows.letter_ = shows.letter_._replace(resolved=resolved)
+        shown = (await browser.get("/dead-letters/1:7")).text
+        listed = (await browser.get("/dead-letters?state=resolved")).text
+        again = await post(browser, "/resolve", id="1:7", step="reopen", why="a mistake")
+    of_group = Selection(frozenset({"mine"}), since="2027-01-15T07", until="2027-01-15T08")
+    done = [each[:2] + each[3:] for each in does.asked if each[0] in ("resolve", "reopen")]
+    assert done[0] == ("resolve", of_group, "sent anew")
+    assert [(each[0], each[1].ids, each[2]) for each in done[1:]] == [
+        ("resolve", frozenset({(1, 7)}), "sent anew"),
+        ("reopen", frozenset({(1, 7)}), "a mistake"),
+    ]
+    assert EN["resolve_are"].format(n=2, state=EN["state_new"]) in preview.text
+    assert EN["resolve_did"].format(n=2) in sent.text
+    assert EN["resolve_not"].format(n=1, state=EN["state_redriven"]) in sent.text
+    assert (several.status_code, one.status_code) == (422, 200)
+    assert "by anna: sent anew" in shown
+    assert 'value="reopen"' in shown
+    assert 'value="resolve"' not in shown
+    assert "/dead-letters/1:7" in listed
+    assert EN["reopen_did"].format(n=1) in again.text
+
+
+async def test_a_letters_type_is_held_and_released_from_its_page(tmp_path: Path) -> None:
+    keys, does, shows = tmp_path / "keys", Done("order.paid"), Made()
+    shows.letter_ = letter(headers=(("ce_type", b"payment.failed"),))
+    async with console(shows, keys, doing=does) as browser:
+        support, operator = bearer(new_key(keys, "all")), bearer(new_key(keys, "all", "operate"))
+        seen = (await browser.get("/dead-letters/1:7", headers=support)).text
+        free = (await browser.get("/dead-letters/1:7", headers=operator)).text
+        form = dict(re.findall(r'type="hidden" name="(kind|name|letter)" value="([^"]*)"', free))
+        held = await browser.post("/pauses", headers=operator, data=form | {"step": "pause", "why": "w"})
+        shows.letter_ = letter(headers=(("ce_type", b"order.paid"),))
+        paused = (await browser.get("/dead-letters/1:7", headers=operator)).text
+    assert 'action="/pauses"' not in seen
+    assert form == {"kind": "type", "name": "payment.failed", "letter": "1:7"}
+    assert ("pause", "type", "payment.failed", "w") in does.asked
+    assert 'href="/dead-letters/1:7"' in held.text
+    assert 'value="pause"' in free
+    assert 'value="resume"' not in free
+    assert 'value="resume"' in paused  # its topic is paused
+    assert 'value="pause"' not in paused
 
 
 @pytest.mark.parametrize("fields", [{}, {"id": "1"}, {"id": "1:2:3"}, {"id": "x:1"}, {"since": "2026"}])
