@@ -111,6 +111,16 @@ async def note(settings: Settings) -> None:
             pass
 
 
+def check_part(parts: list[dict[str, Any]]) -> None:
+    (part,) = parts
+    assert (part["count"], part["events"][0]["region"]) == (1, "MARKED-BULK")
+
+
+def check_notes(notes: list[dict[str, Any]]) -> None:
+    assert [each["topic"] for each in notes] == [names.REDRIVEN, names.RESOLVED, *[names.OPERATIONS] * 2]
+    assert [each["value"].get("why") for each in notes[1:]] == ["MARKED-RESOLVED", "MARKED-WHY", "MARKED-WHY"]
+
+
 def events(document: dict[str, Any], section: str = "events") -> list[tuple[str, str]]:
     return sorted((each["topic"], each["key"]) for each in document[section])
 
@@ -131,8 +141,7 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
         compact = orders("personal", USER.replace("-", ""), "--json")
         nobody = orders("personal", OTHER.replace("2", "9"))
     document = json.loads(done.stdout)
-    assert list(document) == ["user_id", *SECTIONS]
-    assert document["user_id"] == USER
+    assert (list(document), document["user_id"]) == (["user_id", *SECTIONS], USER)
     assert document["orders"] == [order_id(1), order_id(2)]
     assert {each["id"] for each in document["orders_order"]} == {order_id(1), order_id(2)}
     assert [each["reason"] for each in document["orders_return"]] == ["MARKED-REASON"]
@@ -171,13 +180,8 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
     refused = [each["value"] for each in document["dead_letters"]]
     assert sorted(map(type, refused), key=str) == [dict, dict]
     assert {"base64": base64.b64encode(b"\xff no JSON, of " + USER.encode()).decode()} in refused
-    (part,) = document["bulk_parts"]
-    assert (part["count"], part["events"][0]["region"]) == (1, "MARKED-BULK")
-    assert [each["topic"] for each in document["notes"]] == [
-        names.REDRIVEN, names.RESOLVED, *[names.OPERATIONS] * 2
-    ]  # fmt: skip
-    assert document["notes"][1]["value"]["why"] == "MARKED-RESOLVED"
-    assert {each["value"]["why"] for each in document["notes"][2:]} == {"MARKED-WHY"}
+    check_part(document["bulk_parts"])
+    check_notes(document["notes"])
     assert MARK not in done.stdout
     for mark in ("REGION", "PLACE", "REASON", "CAUSE", "BULK"):
         assert f"MARKED-{mark}" in done.stdout
