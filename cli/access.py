@@ -21,6 +21,7 @@ PASSWORDS: Final = {
     "WORKER_PASSWORD": "orders-worker",
     "BULK_PASSWORD": "orders-bulk",
     "READER_PASSWORD": "orders-reader",
+    "CONSOLE_PASSWORD": "orders-console",
 }
 """Variable -> whose password is in it, on Kafka and on Postgres. Who has none isn't made."""
 

@@ -31,8 +31,9 @@ def personal_command(
 
     It has the rows of the user's orders, what Redis shows of them, their states, and every record of the log
     that names the user or one of these orders, with its coordinates: events as they came, what was published,
-    dead letters, and parts of bulk jobs, of which other users' events are left out. A user of whom nothing is
-    held has empty lists. docs/explanation/personal-data.md says what these are, and what is held elsewhere.
+    dead letters, parts of bulk jobs, of which other users' events are left out, and what operators noted. A
+    user of whom nothing is held has empty lists. docs/explanation/personal-data.md says what these are, and
+    what is held elsewhere.
 
     It only reads, joins no consumer group, and may run while workers do. It reads the whole log: as long as
     an audit, and in memory that doesn't grow with it.

@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the topic, the offsets read so far, and all that will be."""
 
 SECTIONS: Final = (
-    "orders", *TABLES, "cache", "states", "events", "published", "dead_letters", "bulk_parts"
+    "orders", *TABLES, "cache", "states", "events", "published", "dead_letters", "bulk_parts", "notes"
 )  # fmt: skip
 """What is found, in this order: ids of orders, rows, entries of Redis, and records of the log."""
 _NAMING: Final = (names.CREATED, names.CHECKOUT, bulk.TOPIC["orders"])
@@ -50,13 +50,17 @@ _SECTION_OF: Final = {
     **dict.fromkeys(names.DERIVED, "published"),
     names.DLQ: "dead_letters",
     **dict.fromkeys(names.BULK, "bulk_parts"),
+    **dict.fromkeys((names.REDRIVEN, names.RESOLVED, names.CONTROL, names.OPERATIONS), "notes"),
 }
+_OF_LETTERS: Final = (names.REDRIVEN, names.RESOLVED)
+"""Whose keys are the ids of dead letters."""
 _TIMES: Final = frozenset({"time", "processed_at", "estimated_delivery"})
 _REDIS_SECONDS: Final = 10.0
 
 _ID: Final = re.compile(rb"[0-9A-Fa-f]{8}(?:-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}")
 _ESCAPED: Final = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
-_BASE64: Final = re.compile(rb'"data_base64"\s*:\s*"([^"]*)"')
+_BASE64: Final = re.compile(rb'"(?:data_base64|before|after)"\s*:\s*"([^"]*)"')
+"""Of a CloudEvent, and of the note of an edited redrive."""
 
 
 class Found(NamedTuple):
@@ -68,7 +72,7 @@ class Found(NamedTuple):
 
 def ids_in(data: bytes) -> Iterator[bytes]:
     """Yield the UUIDs that stand anywhere in a text, as 16 bytes each, also where JSON escapes their
-    characters or a CloudEvent has them in base64. Pure.
+    characters, or has them in base64 where a CloudEvent or the note of a redrive does. Pure.
     """
     if b"\\u00" in data:
         data = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data)
@@ -90,7 +94,8 @@ def names_any(record: Any, wanted: Collection[bytes]) -> bool:
 async def held(settings: Settings, user: UUID, progress: Progress) -> AsyncGenerator[Found, None]:
     """Yield all that is held about a user, in the order of SECTIONS; nothing if nothing is.
 
-    The log is read up to where it ended at the call. Memory grows with the number of the user's orders alone.
+    The log is read up to where it ended at the call. Memory grows with the number of the user's orders and
+    dead letters alone.
     Raises TopicsMissing.
     """
     await require(settings)
@@ -108,9 +113,12 @@ async def held(settings: Settings, user: UUID, progress: Progress) -> AsyncGener
             if record.key in known.orders and record.value is not None:
                 yield Found("states", _state(record, known.newest.get(record.key)))
         wanted = {*known.orders, user.bytes}
+        letters: set[bytes] = set()
         for topic, section in _SECTION_OF.items():
             async for record in log.records(topic):
-                if names_any(record, wanted):
+                if names_any(record, wanted) or (topic in _OF_LETTERS and record.key in letters):
+                    if topic == names.DLQ:
+                        letters.add(f"{record.partition}:{record.offset}".encode())
                     yield Found(section, _record(record, wanted))
 
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
-PASSWORDS = tuple(f"{name}_PASSWORD" for name in ("POSTGRES", "OWNER", "WORKER", "BULK", "READER", "REDIS"))
+PASSWORDS = tuple(
+    f"{name}_PASSWORD" for name in ("POSTGRES", "OWNER", "WORKER", "BULK", "READER", "CONSOLE", "REDIS")
+)
 PORTS = ("KAFKA_PORT", "POSTGRES_PORT", "POSTGRES_REPLICA_PORT", "REDIS_PORT")
 PASSWORD = "tests"
 WITHOUT_LOGIN = ROOT / "tests" / "deploy" / "without-login.yaml"

@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 
+from contracts import topics as names
+from operations.dead_letters import Filter, RecordId, Redriven
+from operations.journal import noted
 from operations.personal import SECTIONS, ids_in
+from operations.resolve import resolve
 from settings import Settings
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
@@ -93,6 +98,29 @@ async def fill(settings: Settings) -> None:
     await put(settings, "order.created", order_id(5), [], b"\xff no JSON, of " + USER.encode())
 
 
+async def note(settings: Settings) -> None:
+    """What operators leave: a value that was edited, a letter resolved, a command about an order."""
+    for user in (USER, OTHER):
+        encoded = base64.b64encode(b"\xff no JSON, of " + user.encode()).decode()
+        at, record_id = "2026-01-01T00:00:00Z", RecordId("order.created", 0, 0)
+        edited = Redriven(at, "MARKED-EDITOR", 1, "not_json", record_id, record_id, encoded, encoded)
+        await put(settings, names.REDRIVEN, "9:9", [], msgspec.json.encode(edited))
+    await resolve(settings, None, Filter(reason="key_conflict"), by="me", why="MARKED-RESOLVED")
+    for n, mark in ((1, "MARKED-WHY"), (3, MARK)):
+        async with noted(settings, "repair", by="me", arguments=[order_id(n)], why=mark):
+            pass
+
+
+def check_part(parts: list[dict[str, Any]]) -> None:
+    (part,) = parts
+    assert (part["count"], part["events"][0]["region"]) == (1, "MARKED-BULK")
+
+
+def check_notes(notes: list[dict[str, Any]]) -> None:
+    assert [each["topic"] for each in notes] == [names.REDRIVEN, names.RESOLVED, *[names.OPERATIONS] * 2]
+    assert [each["value"].get("why") for each in notes[1:]] == ["MARKED-RESOLVED", "MARKED-WHY", "MARKED-WHY"]
+
+
 def events(document: dict[str, Any], section: str = "events") -> list[tuple[str, str]]:
     return sorted((each["topic"], each["key"]) for each in document[section])
 
@@ -107,13 +135,13 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
     with worker(tmp_path):
         submit("orders", jobs)
         processed()
+        await note(fresh)
         done = orders("personal", USER)
         assert done.returncode == 0, done.stderr
         compact = orders("personal", USER.replace("-", ""), "--json")
         nobody = orders("personal", OTHER.replace("2", "9"))
     document = json.loads(done.stdout)
-    assert list(document) == ["user_id", *SECTIONS]
-    assert document["user_id"] == USER
+    assert (list(document), document["user_id"]) == (["user_id", *SECTIONS], USER)
     assert document["orders"] == [order_id(1), order_id(2)]
     assert {each["id"] for each in document["orders_order"]} == {order_id(1), order_id(2)}
     assert [each["reason"] for each in document["orders_return"]] == ["MARKED-REASON"]
@@ -152,8 +180,8 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
     refused = [each["value"] for each in document["dead_letters"]]
     assert sorted(map(type, refused), key=str) == [dict, dict]
     assert {"base64": base64.b64encode(b"\xff no JSON, of " + USER.encode()).decode()} in refused
-    (part,) = document["bulk_parts"]
-    assert (part["count"], part["events"][0]["region"]) == (1, "MARKED-BULK")
+    check_part(document["bulk_parts"])
+    check_notes(document["notes"])
     assert MARK not in done.stdout
     for mark in ("REGION", "PLACE", "REASON", "CAUSE", "BULK"):
         assert f"MARKED-{mark}" in done.stdout

@@ -100,6 +100,7 @@ USERS = {
     "worker": "orders-worker",
     "bulk": "orders-bulk",
     "api": "orders-reader",
+    "console": "orders-console",
 }
 """Service -> its user on Kafka and on Postgres."""
 
@@ -132,7 +133,7 @@ def test_only_what_gives_rights_comes_in_as_who_may_and_runs_before_those_who_ne
         assert service["environment"]["PGUSER"] == "postgres"
     assert OURS["init"]["depends_on"].keys() == {"access"}
     assert OURS["access-to-tables"]["depends_on"].keys() == {"init"}
-    for name in ("worker", "bulk", "api"):
+    for name in ("worker", "bulk", "api", "console"):
         done = OURS[name]["depends_on"]["access-to-tables"]["condition"]
         assert done == "service_completed_successfully"
 
@@ -233,6 +234,23 @@ def test_kafka_is_healthy_once_every_listener_for_clients_answers() -> None:
 
 
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+
+
+def started_by_units() -> set[str]:
+    """The commands that units start."""
+    texts = "".join(path.read_text() for path in UNITS)
+    return set(re.findall(r"^ExecStart=/opt/orders/bin/orders (\w+)", texts, flags=re.MULTILINE))
+
+
+def test_what_runs_on_can_be_started_in_each_way() -> None:
+    """The chart's parts, systemd's units and the services of docker-compose.yml are the same commands."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "deploy/helm/orders-stream/values.yaml").read_text())
+    parts = {name for name, part in values.items() if isinstance(part, dict) and "replicas" in part}
+    assert {"worker", "bulk", "api", "console"} == parts
+    assert started_by_units() == parts - {"bulk"}, "a bulk worker is a worker with another role"
+    on = {name: each for name, each in OURS.items() if each.get("restart") == "unless-stopped"}
+    assert on.keys() == parts
+    assert {each["command"][0] for each in on.values()} == started_by_units()
 
 
 @pytest.mark.parametrize("path", UNITS, ids=[path.name for path in UNITS])
