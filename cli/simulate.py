@@ -17,6 +17,7 @@ from cli.text import say
 from settings import Settings, get_settings
 from workload.services import Behaviour
 from workload.simulation import SimulationResult, simulate
+from workload.stock import INITIAL
 
 
 def _share(of_what: str) -> Any:
@@ -40,6 +41,14 @@ def simulate_command(
     taxed: Annotated[float, _share("orders with tax, by turns on top of prices and in them.")] = 0.5,
     grants: Annotated[float, _share("delivered parcels for which support grants something.")] = 0.03,
     failed_refunds: Annotated[float, _share("refunds that fail twice before they are paid.")] = 0.0,
+    stock: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1_000_000_000,
+            help="Units of each of the 500 skus in the beginning: with a few some run out.",
+        ),
+    ] = INITIAL,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),
@@ -61,8 +70,9 @@ def simulate_command(
     (ORDERS_STOCK_DEADLINE and others), and some customers don't pay: their orders end after
     ORDERS_PAYMENT_DEADLINE, an hour unless it is set. What is never shipped ends after ORDERS_SHIP_WITHIN and
     ORDERS_SHIP_CANCEL_AFTER, if that is set. Refunds that fail are asked for again after
-    ORDERS_REFUND_RETRY_AFTER, a day unless it is set: set it to seconds with --failed-refunds. In the end the
-    inventory counts its stock. Exits 1 when some orders haven't ended, such a refund isn't paid or the stock
+    ORDERS_REFUND_RETRY_AFTER, a day unless it is set: set it to seconds with --failed-refunds, and
+    ORDERS_REFUND_DEADLINE with --silence. In the end the inventory counts its stock. Exits 1 when some orders
+    haven't ended, such a refund isn't paid, one that was overlooked isn't asked for again, or the stock
     doesn't add up.
 
     Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
@@ -81,6 +91,7 @@ def simulate_command(
         taxed=taxed,
         grants=grants,
         failed_refunds=failed_refunds,
+        stock=stock,
     )
     settings = get_settings()
     with noted(settings, "simulate", why):
@@ -151,8 +162,9 @@ def _complain(result: SimulationResult) -> None:
         (result.hanging, "orders have not ended", "see orders show ORDER_ID"),
         (
             result.unpaid,
-            "refunds that failed have not been asked for again until they were paid",
-            "the workers need ORDERS_REFUND_RETRY_AFTER of seconds and ORDERS_REFUND_ATTEMPTS of 3 or more",
+            "refunds that failed or were overlooked have not been asked for again until they were paid",
+            "the workers need ORDERS_REFUND_RETRY_AFTER and ORDERS_REFUND_DEADLINE of seconds, and"
+            " ORDERS_REFUND_ATTEMPTS of 3 or more",
         ),
         (result.stock["wrong"], "differences in the stock", "compare with orders audit"),
     ):

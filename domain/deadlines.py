@@ -20,7 +20,13 @@ from typing import Final
 
 from contracts import ids
 from domain.enums import DeadlineKind, OrderStatus, Rank, SuborderStatus
-from domain.lapses import pending_promises, pending_retries, pending_returns, unshipped_since
+from domain.lapses import (
+    pending_answers,
+    pending_promises,
+    pending_retries,
+    pending_returns,
+    unshipped_since,
+)
 from domain.order import Order
 from domain.shapes import DeadlinePolicy, Due
 from domain.taken_over import is_answer, is_history
@@ -93,6 +99,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
         deadlines += pending_returns(order, policy)
     if order.refunds:
         deadlines += pending_retries(order, created, order_id, policy)
+        deadlines += pending_answers(order, created, order_id, policy)
     return deadlines
 
 

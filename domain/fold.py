@@ -21,6 +21,7 @@ from contracts.record_id import RecordId
 from domain.attention import attend
 from domain.effects import Writer, fresh_suborders
 from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
+from domain.lapses import latest_attempt
 from domain.limits import is_too_large, size_of
 from domain.order import (
     Cancellation,
@@ -409,7 +410,9 @@ def _answer_deadline(
     elif deadline.what is DeadlineKind.REFUND:
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
-                writer.refund_request(decision, created)
+                # Under the attempt that nobody answered: it may have been paid.
+                attempt = latest_attempt(order, writer.refund_id(decision))
+                writer.refund_request(decision, created, attempt)
 
 
 def _answer_lapse(order: Order, created: Created, now: OrderView, writer: Writer, lapse: Lapse) -> None:

@@ -25,6 +25,7 @@ from domain.totals import winning_stages
 
 _SHIP, _UNSHIPPED, _DELIVER = DeadlineKind.SHIP, DeadlineKind.UNSHIPPED, DeadlineKind.DELIVER
 _RETURN, _REFUND_RETRY = DeadlineKind.RETURN, DeadlineKind.REFUND_RETRY
+_REFUND: Final = DeadlineKind.REFUND
 _CONFIRMED: Final = OrderStatus.CONFIRMED
 _REQUESTED: Final = ReturnStatus.REQUESTED
 
@@ -165,6 +166,39 @@ def pending_retries(order: Order, created: Created, order_id: bytes, policy: Dea
             final = attempt + 1 >= policy.refund_attempts
             since = max(order.appended, at)
             deadlines.append(Due(since + policy.refund_retry, _REFUND_RETRY, refund_id, attempt, final))
+    return deadlines
+
+
+def pending_answers(order: Order, created: Created, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
+    """Those of refunds that were asked for again because they failed, and whose latest request nobody
+    answered: it is repeated, as the first one is. Their numbers go on.
+    """
+    asked: dict[bytes, Lapse] = {}
+    for lapse in order.lapses:
+        if lapse.what is _REFUND_RETRY:
+            known = asked.get(lapse.subject)
+            if known is None or known.attempt < lapse.attempt:
+                asked[lapse.subject] = lapse
+    if not asked or not policy.refund:
+        return []
+    replies = [reply for reply in order.refunds if is_answer(created, reply)]
+    completed = {reply.refund_id for reply in replies if not reply.failed}
+    failed = {reply.refund_id for reply in replies} - completed
+    answered = {(reply.refund_id, reply.attempt) for reply in replies}
+    deadlines: list[Due] = []
+    for decision in order.decisions:
+        refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
+        latest = asked.get(refund_id)
+        if latest is None or refund_id not in failed or (refund_id, latest.attempt + 1) in answered:
+            continue
+        passed = [each for each in order.deadlines if each.what is _REFUND and each.subject == refund_id]
+        # Those before were about earlier requests.
+        since = [each for each in passed if each.appended > latest.appended]
+        if not any(each.final for each in since):
+            number = max((each.attempt for each in passed), default=0) + 1
+            at = max(order.appended, latest.appended, *(each.appended for each in since))
+            final = len(since) + 1 >= policy.refund_asks
+            deadlines.append(Due(at + policy.refund, _REFUND, refund_id, number, final))
     return deadlines
 
 

@@ -2,8 +2,8 @@
 Pure: command in, messages out, later.
 
 Each remembers what it answered, as a real one does: the same command again gets the same
-answer. What it answers depends on the seed and the command's id alone; whether it answers at
-all, also on how often it was asked.
+answer. What it answers depends on the seed and the command's id alone, and on whether stock is
+left; whether it answers at all, also on how often it was asked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
-from workload.stock import Stock
+from workload.stock import INITIAL, Stock
 
 Data = dict[str, Any]
 
@@ -60,7 +60,7 @@ class Behaviour:
     answers sent twice. `cancellations` and `returns`: of orders and delivered lines; `grants`: of delivered
     parcels. `unshipped`: sellers' parts that are never shipped. `taxed`: orders with tax, by turns on top of
     the prices and in them. `failed_refunds`: refunds that fail twice before they are paid. `delay`: the mean
-    time of an answer, in seconds.
+    time of an answer, in seconds. `stock`: units of each sku in the beginning.
     """
 
     silence: float = 0.0
@@ -74,6 +74,7 @@ class Behaviour:
     unshipped: float = 0.0
     taxed: float = 0.5
     failed_refunds: float = 0.0
+    stock: int = INITIAL
 
     def luck(self, *what: object) -> Random:
         """Return a random source that is the same for the same names in every run of this seed."""
@@ -97,8 +98,10 @@ class Inventory:
     Whether a cancellation beat the parcel is decided here and nowhere else.
     """
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour, stock: Stock | None = None) -> None:
+        """`stock`: what there is to reserve; without it as much as anybody asks for."""
         self._behaviour = behaviour
+        self._stock = stock or Stock()
         self._reservations: dict[str, Reservation] = {}
         self.unheard: set[str] = set()
         """Reservations that were asked back when nobody listened, and not since."""
@@ -127,7 +130,11 @@ class Inventory:
                     if luck.random() < 0.5
                     else {item: luck.randint(1, count) for item, count in first}
                 )
-            reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
+            for item, count in quantities.items():
+                wanted = count - refused.get(item, 0)
+                reservation.held[item] = self._stock.take(item, wanted)
+                if reservation.held[item] < wanted:
+                    refused[item] = count - reservation.held[item]
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
             if refused != quantities:
@@ -152,15 +159,33 @@ class Inventory:
                 for item in command["items"]
             }
             quantities = {item: count for item, count in quantities.items() if count > 0}
+            for item, count in quantities.items():
+                self._stock.put_back(item, count)
         if quantities:
             for item, count in quantities.items():
                 reservation.held[item] = reservation.held.get(item, count) - count
             reservation.answers.append(_stock("stock.released", command, quantities, "cancelled"))
         return [answer for answer in reservation.answers if answer.type == "stock.released"]
 
-    def expect(self, reservation_id: str, items: dict[str, int]) -> None:
-        """A label asks for these units: a reservation never heard of is made now."""
-        self._reservations.setdefault(reservation_id, Reservation(dict(items)))
+    def expect(self, label: Data) -> Steps:
+        """A label asks for units: a reservation never heard of is made now; what isn't there is rejected."""
+        reservation_id = _reservation(label)
+        if reservation_id in self._reservations:
+            return []
+        reservation = self._reservations[reservation_id] = Reservation()
+        quantities = {item["item_id"]: item["quantity"] for item in label["items"]}
+        reservation.held = {item: self._stock.take(item, count) for item, count in quantities.items()}
+        missing = {
+            item: count - reservation.held[item]
+            for item, count in quantities.items()
+            if reservation.held[item] < count
+        }
+        if missing:
+            command = {**label, "reservation_id": reservation_id}
+            reservation.answers.append(_stock("stock.rejected", command, missing, "out_of_stock"))
+            if missing != quantities:
+                reservation.answers.append(_stock("stock.reserved", command))
+        return reservation.answers
 
     def pick(self, reservation_id: str, items: dict[str, int]) -> dict[str, int]:
         """Take units for a parcel: at most those still held."""
@@ -183,6 +208,13 @@ class Payments:
         """Refund -> why it can't be paid, None if it was: asked for again it is answered the same."""
         self.unpaid: set[str] = set()
         """Refunds of `failed_refunds` that failed and aren't paid yet."""
+        self.unheard: set[str] = set()
+        """Refunds that were asked for when nobody listened, and not since."""
+
+    @property
+    def waiting(self) -> set[str]:
+        """Refunds that have to be asked for again."""
+        return self.unpaid | self.unheard
 
     def initiate(self, command: Data) -> Steps:
         """payment.initiate: captured, or declined; a declined customer often has another card."""
@@ -202,6 +234,7 @@ class Payments:
     def refund(self, command: Data) -> Steps:
         """refund.request: paid back, or not; asked again after that it may be."""
         order_id, refund_id, attempt = command["order_id"], command["refund_id"], command.get("attempt", 1)
+        self.unheard.discard(refund_id)
         data = {"order_id": order_id, "refund_id": refund_id}
         which = refund_id
         if attempt != 1:
@@ -215,6 +248,12 @@ class Payments:
             if reason is None
             else Message("refund.failed", order_id, data | {"reason": reason})
         )
+
+    def has_answered(self, command: Data) -> bool:
+        """Whether this request was answered before: then nobody waits for what it is answered now."""
+        attempt = command.get("attempt", 1)
+        refund_id = command["refund_id"]
+        return (refund_id if attempt == 1 else f"{refund_id}:{attempt}") in self._refunds
 
     def _pay_back(self, command: Data, which: str) -> str | None:
         """Pay back to the payments that the command names; why not, otherwise: then nothing is paid."""
@@ -266,25 +305,25 @@ class Shipping:
         """shipping.label.create"""
         label = command["label_request_id"]
         if label in self._scans:
-            return self._scans[label]
-        scans = self._scans[label] = []
+            yield from self._scans[label]
+            return
+        scans: list[Message] = []
+        self._scans[label] = scans
         luck = self._behaviour.luck("label", label)
         items = {item["item_id"]: item["quantity"] for item in command["items"]}
-        self._inventory.expect(_reservation(command), items)
+        yield from self._inventory.expect(command)
         if self._behaviour.luck("unshipped", label).random() < self._behaviour.unshipped:
-            return []
+            return
         parcels = [items]
         if sum(items.values()) > 1 and luck.random() < 0.3:
             first = {item: count - count // 2 for item, count in items.items() if count - count // 2}
             rest = {item: count // 2 for item, count in items.items() if count // 2}
             parcels = [first, rest] if rest else [items]
-        return [
-            Later(
+        for n, parcel in enumerate(parcels):
+            yield Later(
                 luck.expovariate(1 / self._behaviour.delay) * (1 + n),
-                partial(self._depart, command, n, items, scans),
+                partial(self._depart, command, n, parcel, scans),
             )
-            for n, items in enumerate(parcels)
-        ]
 
     def _depart(self, command: Data, n: int, items: dict[str, int], scans: list[Message]) -> Steps:
         taken = self._inventory.pick(_reservation(command), items)
@@ -429,9 +468,9 @@ class SimulatedServices:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.customers = Customers(behaviour)
-        self.inventory = Inventory(behaviour)
+        self.stock = Stock(behaviour.stock)
+        self.inventory = Inventory(behaviour, self.stock)
         self.payments = payments = Payments(behaviour)
-        self.stock = Stock()
         shipping = Shipping(behaviour, self.inventory, self.customers.delivered)
         self.commands: dict[str, tuple[str, Callable[[Data], Steps]]] = {
             "stock.reserve": ("reservation_id", self.inventory.reserve),
@@ -453,9 +492,8 @@ class SimulatedServices:
             self.ignored += 1
             if type_ == "stock.release":
                 self.inventory.unheard.add(data["reservation_id"])
-            elif type_ == "refund.request" and data.get("attempt", 1) > 1:
-                # Nothing waits for an answer to a later attempt: it isn't asked for again.
-                self.payments.unpaid.discard(data["refund_id"])
+            elif type_ == "refund.request" and not self.payments.has_answered(data):
+                self.payments.unheard.add(data["refund_id"])
             return
         yield Later(luck.expovariate(1 / self.behaviour.delay), lambda: service(data))
 

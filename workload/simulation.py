@@ -25,6 +25,7 @@ from errors import OrdersError
 from operations.servers import require
 from queries.state import read_state
 from settings import Settings
+from streams.lag import LagReader, total
 from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
 from workload.services import Behaviour, Customers, Later, Message, SimulatedServices, Steps, order_of
 from workload.stock import TOLD
@@ -39,7 +40,8 @@ class SimulationResult:
     """The result of a simulation.
 
     `ended` gives, by order id, how an order ended; `hanging` are the ids of the others. `unpaid`: ids of the
-    refunds that were made to fail and weren't asked for until they were paid. `stock`: Stock.report().
+    refunds that were made to fail and weren't asked for until they were paid, and of those whose request was
+    overlooked and that weren't asked for again. `stock`: Stock.report().
     """
 
     checkouts: int = 0
@@ -97,7 +99,8 @@ class Simulation:
                 asyncio.ensure_future(self._serve(consumer)),
                 asyncio.ensure_future(self._send(producer)),
             ]
-            await self._until_ended(tasks, checkouts, rate, timeout)
+            await self._check_out(tasks, checkouts, rate)
+            await self._until_ended(tasks, timeout, producer, consumer)
         finally:
             for task in tasks:
                 task.cancel()
@@ -110,15 +113,13 @@ class Simulation:
         result.ended = {
             order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open
         }
-        result.unpaid = sorted(self._services.payments.unpaid)
+        result.unpaid = sorted(self._services.payments.waiting)
         reserved = self._services.inventory.total()
         result.stock = self._services.stock.report(reserved, self._reserved_of_ended())
         result.seconds = time.monotonic() - started
         return result
 
-    async def _until_ended(
-        self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float, timeout: float
-    ) -> None:
+    async def _check_out(self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float) -> None:
         started = time.monotonic()
         for n, (checkout, later) in enumerate(self._services.customers.checkouts(checkouts)):
             pause = started + n / rate - time.monotonic()
@@ -131,12 +132,37 @@ class Simulation:
             self.result.checkouts += 1
             self._enqueue([checkout, *later])
             _raise(tasks)
+
+    async def _until_ended(
+        self,
+        tasks: Sequence[asyncio.Task[None]],
+        timeout: float,
+        producer: AIOKafkaProducer,
+        consumer: AIOKafkaConsumer,
+    ) -> None:
         deadline = time.monotonic() + timeout
-        while self._unfinished() and time.monotonic() < deadline:
-            self._report()
-            _raise(tasks)
-            await asyncio.sleep(POLL_SECONDS)
+        async with LagReader(self._settings) as reader:
+            while time.monotonic() < deadline:
+                self._report()
+                _raise(tasks)
+                if not self._unfinished() and await self._is_at_rest(producer, consumer, reader):
+                    break
+                await asyncio.sleep(POLL_SECONDS)
         self._report()
+
+    async def _is_at_rest(
+        self, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, reader: LagReader
+    ) -> bool:
+        """Whether the workers have handled all that was sent, and every command that follows from it was
+        read and answered: a refund may be asked for after its order's end.
+        """
+        await producer.flush()
+        if total(await reader.lag()) or await reader.unseen():
+            return False
+        for partition, end in (await consumer.end_offsets(list(consumer.assignment()))).items():
+            if await consumer.position(partition) < end:
+                return False
+        return not self._unfinished()
 
     def _unfinished(self) -> bool:
         """Whether something is still to come: the last commands may come after the last notice."""
@@ -144,7 +170,7 @@ class Simulation:
             self._open
             or self._scheduled
             or not self._outbox.empty()
-            or self._services.payments.unpaid
+            or self._services.payments.waiting
             or self._services.stock.differs()
             or self._reserved_of_ended()
         )

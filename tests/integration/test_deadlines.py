@@ -216,6 +216,7 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
                     "3",
                 ),
                 *("--taxed", "0.8", "--grants", "0.5", "--failed-refunds", "0.5", "--returns", "0.4"),
+                *("--stock", "2"),
                 "--json",
             )
         )

@@ -423,7 +423,8 @@ class Verifier:
                 for each in before:
                     if each.type == "refund.failed" and live_from is not None and each.time < live_from:
                         continue  # of history, so it is no answer of ours
-                    if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
+                    answers = _answers(each, fact) or _is_failure(each, fact, readings[0])
+                    if answers and len(self.orders[fact.order_id].candidates[each.key]) == 1:
                         yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
 
     def _left_alone(self) -> Iterator[str]:
@@ -590,12 +591,7 @@ def _answers(fact: Fact, deadline: Fact) -> bool:
     (A payment may be one of several, and is left out.)
     """
     what, content = deadline.content["deadline"], fact.content
-    if what == "refund":
-        return (
-            fact.type in ("refund.completed", "refund.failed")
-            and content["refund_id"] == deadline.content["refund_id"]
-        )
-    if what == "refund_retry":
+    if what in ("refund", "refund_retry"):
         return fact.type == "refund.completed" and content["refund_id"] == deadline.content["refund_id"]
     if what == "return":
         return (
@@ -616,6 +612,19 @@ def _answers(fact: Fact, deadline: Fact) -> bool:
         and fact.type in ("stock.rejected", "stock.released")
         and content.get("items") is None
     )
+
+
+def _is_failure(fact: Fact, deadline: Fact, reading: Reading) -> bool:
+    """Whether it says that the request that a deadline waited for failed: the latest that had been asked for;
+    of the first one, whatever attempt it names.
+    """
+    if deadline.content["deadline"] != "refund" or fact.type != "refund.failed":
+        return False
+    refund_id = deadline.content["refund_id"]
+    before = reading.retries.get(refund_id, {})
+    asked = [attempt for attempt, retry in before.items() if retry.time < deadline.time]
+    attempt = fact.content.get("attempt", 1)
+    return bool(fact.content["refund_id"] == refund_id and (not asked or attempt == max(asked)))
 
 
 @lru_cache(maxsize=4096)

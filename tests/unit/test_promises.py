@@ -337,8 +337,8 @@ def test_a_return_that_nobody_judges_is_overdue() -> None:
 # -- refunds that fail ---------------------------------------------------------------------------------------
 
 
-def refunded() -> Timed:
-    builder = paid(line(1))
+def refunded(policy: DeadlinePolicy = POLICY) -> Timed:
+    builder = paid(line(1), policy=policy)
     builder.scan("delivered")
     builder.give_back("processed")
     builder.settle()
@@ -370,6 +370,78 @@ def test_a_refund_that_fails_is_asked_for_again_as_often_as_set() -> None:
     fail(builder, 3)
     assert builder.waits() == set()
     assert builder.told() == [f"refund_failed: refund {refund}"]
+
+
+UNANSWERED = msgspec.structs.replace(POLICY, refund=2 * DAY, refund_asks=3, refund_retry=DAY)
+
+
+def asked_again(policy: DeadlinePolicy = UNANSWERED) -> Timed:
+    """A refund whose first attempt failed, asked for the second time at day 21."""
+    builder = refunded(policy)
+    fail(builder)
+    builder.let_pass("refund_retry")
+    return builder
+
+
+def test_a_later_attempt_that_nobody_answers_is_asked_for_again_as_the_first_is() -> None:
+    """Under the same attempt, which may have been paid: a payment service pays one attempt once."""
+    builder = asked_again()
+    assert builder.waits() == {(23, "refund", "refund:0")}
+    assert not builder.let_pass("refund").final
+    assert builder.waits() == {(25, "refund", "refund:0")}
+    builder.let_pass("refund")
+    second, *again = builder.published("refund.request")[1:]
+    assert second["attempt"] == 2
+    assert again == [second, second]
+    names = [each.ce_name for each in builder.derived if each.type == "refund.request"]
+    assert names == [f"refund.request:{made_id('refund:0')}", *[names[1]] * 3]
+    assert builder.let_pass("refund").final
+    assert builder.published("refund.request")[3:] == [second]
+    assert builder.waits() == set()
+    assert builder.told() == [f"refund_failed: refund {made_id('refund:0')}"]
+
+
+@pytest.mark.parametrize("verb", ["completed", "failed"])
+@pytest.mark.parametrize("passed", [0, 1, 3])
+def test_a_later_attempt_that_is_answered_is_not_waited_for(verb: str, passed: int) -> None:
+    builder = asked_again()
+    for _ in range(passed):
+        builder.let_pass("refund")
+    fail(builder, 2, verb)
+    retried = {(builder.clock / DAY + 1, "refund_retry", "refund:0")}
+    assert builder.waits() == (retried if verb == "failed" else set())
+
+
+def test_a_refund_that_any_attempt_paid_is_not_waited_for() -> None:
+    builder = asked_again()
+    fail(builder, 1, "completed")
+    assert builder.waits() == set()
+
+
+def test_each_attempt_is_asked_for_as_often_as_the_first() -> None:
+    """Whatever was waited for before it: its numbers go on."""
+    builder = refunded(UNANSWERED)
+    numbers = [builder.let_pass("refund").attempt for _ in range(3)]
+    assert builder.waits() == set(), "given up"
+    for attempt in (1, 2):
+        fail(builder, attempt)
+        builder.let_pass("refund_retry")
+        passed = [builder.let_pass("refund") for _ in range(3)]
+        assert [each.final for each in passed] == [False, False, True]
+        numbers += [each.attempt for each in passed]
+    assert numbers == list(range(1, 10))
+    assert [each["attempt"] for each in builder.published("refund.request")] == [1] * 3 + [2] * 3 + [3] * 3
+    assert builder.waits() == set()
+
+
+def test_a_deadline_that_comes_back_after_the_refund_was_paid_asks_for_nothing_new() -> None:
+    """Its record was written before the answer was read: the request has the id of one that left before."""
+    builder = asked_again()
+    late = comes_back(next(iter(pending(builder.order, raw(ORDER), UNANSWERED))))
+    fail(builder, 2, "completed")
+    builder.take(late)
+    assert builder.published("refund.request")[2:] == builder.published("refund.request")[1:2]
+    assert builder.waits() == set()
 
 
 def test_the_first_request_says_that_it_is_the_first() -> None:

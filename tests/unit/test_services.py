@@ -92,8 +92,54 @@ def test_a_release_of_what_was_never_reserved_closes_it() -> None:
 
 def test_a_reservation_that_a_label_made_is_answered_when_it_is_asked_for() -> None:
     inventory = Inventory(NEVER)
-    inventory.expect(RESERVATION, {ITEM: 3})
+    assert sent(inventory.expect(COMMAND)) == []
     assert sent(inventory.reserve(COMMAND)) == sent(inventory.reserve(COMMAND)) == [("stock.reserved", 0)]
+
+
+def test_a_label_for_more_than_there_is_is_told_and_ships_the_rest() -> None:
+    """The reservation was overlooked."""
+    services = SimulatedServices(Behaviour(refusals=0, returns=0, stock=2))
+    lamp = COMMAND["items"][0] | {"sku": "LAMP"}
+    services.stock.learn([lamp])
+    answers = all_of(services.handle("shipping.label.create", COMMAND))
+    shipped = [each for each in answers if each.data.get("status") == "in_transit"]
+    assert sent(answers[:2]) == [("stock.rejected", 1), ("stock.reserved", 0)]
+    assert sum(item["quantity"] for each in shipped for item in each.data["items"]) == 2
+    assert sent(services.handle("stock.reserve", COMMAND)) == sent(answers[:2]), "asked for again"
+
+
+def test_sellers_run_out_of_stock_and_have_again_what_is_released_or_restocked() -> None:
+    services = SimulatedServices(Behaviour(refusals=0, stock=4))
+    lamp = COMMAND["items"][0] | {"sku": "LAMP"}
+    services.stock.learn([lamp])
+    asked = [COMMAND | {"reservation_id": str(UUID(int=n))} for n in range(5)]
+
+    def reserve(n: int) -> list[tuple[str, int]]:
+        return sent(services.handle("stock.reserve", asked[n]))
+
+    assert reserve(0) == [("stock.reserved", 0)]
+    assert reserve(1) == [("stock.rejected", 2), ("stock.reserved", 0)]
+    assert reserve(2) == reserve(2) == [("stock.rejected", 3)], "asked for again, answered the same"
+    assert sent(services.handle("stock.release", asked[0])) == [("stock.released", 3)]
+    assert sent(services.handle("stock.release", asked[2])) == [], "it held none"
+    assert reserve(3) == [("stock.reserved", 0)]
+    for _ in range(2):
+        services.stock.told("stock.restock", {"restock_id": "r", **lamp, "quantity": 1})
+    assert reserve(4) == [("stock.rejected", 2), ("stock.reserved", 0)]
+
+
+def test_a_refund_that_was_overlooked_waits_until_it_is_asked_for_again() -> None:
+    deaf, heard = SimulatedServices(Behaviour(silence=1)), SimulatedServices(NEVER)
+    for services in (deaf, heard):
+        all_of(services.handle("refund.request", COMMAND))
+    assert deaf.payments.waiting == {COMMAND["refund_id"]}
+    assert heard.payments.waiting == set()
+    all_of(deaf.payments.refund(COMMAND))
+    assert deaf.payments.waiting == set()
+    all_of(deaf.handle("refund.request", COMMAND))
+    assert deaf.payments.waiting == set(), "it was answered before"
+    all_of(deaf.handle("refund.request", COMMAND | {"attempt": 2}))
+    assert deaf.payments.waiting == {COMMAND["refund_id"]}, "another request"
 
 
 def test_a_label_leads_to_scans_up_to_the_door_and_asked_again_to_the_same_ones() -> None:

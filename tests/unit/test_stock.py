@@ -86,6 +86,13 @@ def test_stock_below_nothing_is_told() -> None:
     assert stock.report(0, {})["wrong"] == ["LAMP: -5 on hand"]
 
 
+def test_more_than_there_was_in_the_beginning_is_told() -> None:
+    stock = Stock(2)
+    stock.sent("shipment.updated", PARCEL)
+    stock.told("stock.commit", COMMIT)
+    assert stock.report(0, {})["wrong"] == ["LAMP: -1 on hand"]
+
+
 def test_units_of_orders_that_have_ended_are_not_reserved() -> None:
     report = Stock().report(5, {"o": 2})
     assert report["reserved"] == 5
@@ -96,7 +103,7 @@ def test_units_of_orders_that_have_ended_are_not_reserved() -> None:
     ("more", "complaint"),
     [
         ({"hanging": ["o"]}, "1 orders have not ended: o"),
-        ({"unpaid": ["f"]}, "1 refunds that failed have not been asked for again"),
+        ({"unpaid": ["f"]}, "1 refunds that failed or were overlooked have not"),
         ({"stock": Stock().report(1, {"o": 1})}, "1 differences in the stock: order o has ended and 1"),
     ],
 )
