@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test suite check quick chaos fuzz mutants lint format types layers demo up down bench peers docs requirements sbom advisories clean
+.PHONY: help install test suite check quick chaos fuzz mutants lint format types layers demo up down bench peers docs screenshots requirements sbom advisories clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -115,6 +115,10 @@ docs: $(STAMP) ## Write docs/events.md, docs/reference/, contracts/ and Grafana'
 	$(BIN)/python -m reference.metrics > docs/reference/metrics.md
 	$(BIN)/python -m reference.dashboard > deploy/grafana/orders.json
 	$(BIN)/orders events --write contracts
+
+screenshots: $(STAMP) ## Take docs/images/console anew, from the tests in a browser
+	mkdir -p docs/images/console
+	SCREENSHOTS=docs/images/console $(BIN)/pytest -n 0 tests/integration/test_console_browser.py
 
 requirements: ## Compile requirements*.txt anew from pyproject.toml, and the peers' (needs uv)
 	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }

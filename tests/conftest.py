@@ -10,16 +10,17 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from redis.asyncio import Redis
 
 import compiled
 from credentials import PostgresUrl
 from settings import Settings, get_settings
-from tests import stackfixture
+from tests import chromium, stackfixture
 from tests.deploy import helm, promtool
 from tests.e2e import previous
 from tests.servers import REDIS_DATABASE, admin, as_admin, url, with_path, without_files
@@ -46,6 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "containers": None if CONTAINERS else "they run with STACK=containers",
         "helm": helm.problem(),
         "promtool": promtool.problem(),
+        "browser": chromium.problem(),
         "previous": previous.problem(),
         "compiled": compiled.WHY_NOT,
         "source": None if compiled.WHY_NOT else f"they run with {compiled.SETTING}=off",
@@ -130,6 +132,15 @@ async def settings(
 
     They are in the environment as well, for the processes that a test starts. Topics are shared: see `fresh`.
     """
+    template = "migrated" if "migrated" in request.fixturenames else "template1"
+    async with _own_place(stack, tmp_path, monkeypatch, template) as given:
+        yield given
+
+
+@asynccontextmanager
+async def _own_place(
+    stack: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> AsyncIterator[Settings]:
     for name in os.environ:
         if name.startswith("ORDERS_") and name != "ORDERS_OLIST":
             monkeypatch.delenv(name)
@@ -140,16 +151,14 @@ async def settings(
         **given,
         "ORDERS_POSTGRES": with_path(postgres, f"test_{unique}"),
         "ORDERS_REDIS": with_path(given["ORDERS_REDIS"], str(next(_redis_databases))),
-        "ORDERS_DATA": str(tmp_path / "data"),
+        "ORDERS_DATA": str(folder / "data"),
         "ORDERS_GROUP": f"orders-{unique}",
         "ORDERS_PARTITIONS": "2",  # a broker takes as long to make and to delete a topic as it has partitions
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    await stackfixture.new_database(
-        postgres, f"test_{unique}", "migrated" if "migrated" in request.fixturenames else "template1"
-    )
+    await stackfixture.new_database(postgres, f"test_{unique}", template)
     async with Redis.from_url(as_admin(values["ORDERS_REDIS"])) as redis:
         await redis.flushdb()
     yield Settings()
@@ -181,11 +190,28 @@ async def fresh(migrated: None, settings: Settings) -> AsyncIterator[Settings]:
     """The same with empty topics and an empty schema.
     Topic names are the contract's, so two such tests never run at once.
     """
+    async with _empty_topics(settings):
+        yield settings
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fresh_once(
+    stack: Servers, migrated: None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Settings]:
+    """As `fresh`, once for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("fresh")
+        async with _own_place(stack, folder, patch, "migrated") as given, _empty_topics(given):
+            yield given
+
+
+@asynccontextmanager
+async def _empty_topics(settings: Settings) -> AsyncIterator[None]:
     from streams import topics
 
     await topics.delete_all(admin(settings))
     await topics.ensure(settings)
-    yield settings
+    yield
     await topics.delete_all(admin(settings))
 
 
