@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test suite check quick chaos fuzz mutants lint format types layers demo up down bench peers docs screenshots requirements sbom advisories clean
+.PHONY: help install test suite check quick chaos alerts fuzz mutants lint format types layers demo up down bench peers docs screenshots requirements sbom advisories clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -73,6 +73,9 @@ quick: $(STAMP) lint layers
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+
+alerts: $(STAMP) ## Give each alert its cause, under a real Prometheus and Alertmanager; minutes (PATIENCE=6: seconds to wait, divided)
+	ALERTS_PATIENCE=$(or $(PATIENCE),1) $(BIN)/pytest -m 'monitoring and long' tests/alerts
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check -q .

@@ -21,6 +21,7 @@ import compiled
 from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import chromium, stackfixture
+from tests.alerts import monitoring
 from tests.deploy import helm, promtool
 from tests.e2e import previous
 from tests.servers import REDIS_DATABASE, admin, as_admin, url, with_path, without_files
@@ -48,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "helm": helm.problem(),
         "promtool": promtool.problem(),
         "browser": chromium.problem(),
+        "monitoring": monitoring.problem(),
+        "long": None if "long" in config.option.markexpr else "make alerts runs them",
         "previous": previous.problem(),
         "compiled": compiled.WHY_NOT,
         "source": None if compiled.WHY_NOT else f"they run with {compiled.SETTING}=off",
