@@ -1,10 +1,11 @@
-/* Texts of ids, amounts and times, records of a Kafka batch and columns of rows, as bytes: what
-   contracts/ids.py, contracts/money.py, contracts/times.py, wire/builder.py and sinks/arrays.py do themselves
-   where there is no C compiler.
+/* Texts of ids, amounts and times, a key's hash, records of a Kafka batch and columns of rows, as bytes: what
+   contracts/ids.py, contracts/money.py, contracts/times.py, streams/partitioner.py, wire/builder.py and
+   sinks/arrays.py do themselves where there is no C compiler.
    Mechanical: no rule of an order is here. Tests hold both forms to each other byte by byte. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -174,6 +175,10 @@ static PyObject *money_text(PyObject *module, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_ValueError, "an amount isn't negative, and has at most 9 decimals");
         return NULL;
     }
+    /* Nearly half of all amounts are 0: no discount, no tax, no shipping. One text for all of them. */
+    static PyObject *zeros[10];
+    if (amount == 0 && zeros[digits] != NULL)
+        return Py_NewRef(zeros[digits]);
     int size = 1;
     for (long long rest = amount / 10; rest > 0; rest /= 10)
         size++;
@@ -183,6 +188,8 @@ static PyObject *money_text(PyObject *module, PyObject *const *args, Py_ssize_t 
     if (text == NULL)
         return NULL;
     char *out = (char *)PyUnicode_1BYTE_DATA(text);
+    if (amount == 0)
+        zeros[digits] = Py_NewRef(text);
     int whole = size - (int)digits;
     if (digits > 0) {
         int64_t scale = 1;
@@ -412,28 +419,33 @@ static inline uint8_t *put_number(uint8_t *out, uint64_t number, int bytes)
     return out;
 }
 
-static inline int hex_of(char digit)
+/* What a hexadecimal digit stands for; WRONG: of what is none. */
+#define WRONG 16
+static uint8_t hex_of[256];
+
+static void fill_hex_of(void)
 {
-    return digit >= '0' && digit <= '9' ? digit - '0' : digit >= 'a' && digit <= 'f' ? digit - 'a' + 10
-           : digit >= 'A' && digit <= 'F' ? digit - 'A' + 10 : -1;
+    memset(hex_of, WRONG, sizeof hex_of);
+    for (int digit = 0; digit < 16; digit++) {
+        hex_of[(uint8_t)HEX[digit]] = (uint8_t)digit;
+        hex_of[(uint8_t)"0123456789ABCDEF"[digit]] = (uint8_t)digit;
+    }
 }
 
 /* The next three return how many bytes they have written; -1: the text is none of the kind. */
 
 static int put_uuid(uint8_t *out, const char *text, Py_ssize_t size)
 {
-    if (size != UUID_TEXT)
+    static const uint8_t starts[UUID_BYTES] = {0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34};
+    if (size != UUID_TEXT || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-')
         return -1;
+    unsigned wrong = 0;
     for (int at = 0; at < UUID_BYTES; at++) {
-        if ((at == 4 || at == 6 || at == 8 || at == 10) && *text++ != '-')
-            return -1;
-        int high = hex_of(text[0]), low = hex_of(text[1]);
-        if (high < 0 || low < 0)
-            return -1;
-        *out++ = (uint8_t)(high << 4 | low);
-        text += 2;
+        unsigned high = hex_of[(uint8_t)text[starts[at]]], low = hex_of[(uint8_t)text[starts[at] + 1]];
+        wrong |= high | low;
+        out[at] = (uint8_t)(high << 4 | low);
     }
-    return UUID_BYTES;
+    return wrong & WRONG ? -1 : UUID_BYTES;
 }
 
 static inline int are_digits(const char *text, unsigned count)
@@ -532,9 +544,63 @@ static const Kind KINDS[] = {
     {'z', 1184, 8, put_time, "a time"},
 };
 
-static inline PyObject *cell(PyObject *rows, Py_ssize_t row, Py_ssize_t column)
+/* Rows: tuples, or objects of one class with a slot for each field of its __struct_fields__. */
+typedef struct {
+    PyObject *list;
+    Py_ssize_t columns;
+    Py_ssize_t *offsets; /* Of those slots; NULL: the rows are tuples. */
+} Rows;
+
+static inline PyObject *cell(const Rows *rows, Py_ssize_t row, Py_ssize_t column)
 {
-    return PyTuple_GET_ITEM(PyList_GET_ITEM(rows, row), column);
+    PyObject *each = PyList_GET_ITEM(rows->list, row);
+    return rows->offsets == NULL ? PyTuple_GET_ITEM(each, column)
+                                 : *(PyObject **)((char *)each + rows->offsets[column]);
+}
+
+/* Where the objects of a class have their fields. -1 with an exception set if it has no such ones. */
+static int find_slots(PyTypeObject *type, Rows *rows)
+{
+    PyObject *names = PyObject_GetAttrString((PyObject *)type, "__struct_fields__");
+    if (names == NULL)
+        PyErr_Clear();
+    int found = names != NULL && PyTuple_Check(names) && PyTuple_GET_SIZE(names) == rows->columns;
+    rows->offsets = found ? PyMem_Calloc((size_t)rows->columns + 1, sizeof *rows->offsets) : NULL;
+    if (found && rows->offsets == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t at = 0; rows->offsets != NULL && found && at < rows->columns; at++) {
+        PyObject *slot = PyObject_GetAttr((PyObject *)type, PyTuple_GET_ITEM(names, at));
+        found = slot != NULL && Py_IS_TYPE(slot, &PyMemberDescr_Type)
+                && ((PyMemberDescrObject *)slot)->d_member->type == T_OBJECT_EX;
+        if (found)
+            rows->offsets[at] = ((PyMemberDescrObject *)slot)->d_member->offset;
+        Py_XDECREF(slot);
+    }
+    Py_XDECREF(names);
+    if (!found && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "a row is a tuple or a struct of as many values as there are kinds");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* -1 with an exception set unless all rows are of one form and as wide as there are kinds. */
+static int check_rows(Rows *rows)
+{
+    PyTypeObject *type = NULL;
+    for (Py_ssize_t row = 0; row < PyList_GET_SIZE(rows->list); row++) {
+        PyObject *each = PyList_GET_ITEM(rows->list, row);
+        if (row == 0 && !PyTuple_Check(each)) {
+            type = Py_TYPE(each);
+            if (find_slots(type, rows) < 0)
+                return -1;
+        }
+        if (type != NULL ? !Py_IS_TYPE(each, type)
+                         : !PyTuple_Check(each) || PyTuple_GET_SIZE(each) != rows->columns)
+            return PyErr_SetString(PyExc_ValueError, "all rows have as many values as there are kinds"), -1;
+        for (Py_ssize_t column = 0; type != NULL && column < rows->columns; column++)
+            if (cell(rows, row, column) == NULL)
+                return PyErr_SetString(PyExc_ValueError, "a row without a value for each field"), -1;
+    }
+    return 0;
 }
 
 /* One value with its size before it; NULL with an exception set. */
@@ -566,9 +632,9 @@ static uint8_t *put_value(uint8_t *out, const Kind *kind, PyObject *value)
     return put_number(out, (uint64_t)written, 4) + written;
 }
 
-static PyObject *pack_column(PyObject *rows, Py_ssize_t column, const Kind *kind)
+static PyObject *pack_column(const Rows *rows, Py_ssize_t column, const Kind *kind)
 {
-    Py_ssize_t many = PyList_GET_SIZE(rows), room = 20 + many * (4 + kind->most), size;
+    Py_ssize_t many = PyList_GET_SIZE(rows->list), room = 20 + many * (4 + kind->most), size;
     int nulls = 0;
     for (Py_ssize_t row = 0; row < many; row++) {
         PyObject *value = cell(rows, row, column);
@@ -589,8 +655,21 @@ static PyObject *pack_column(PyObject *rows, Py_ssize_t column, const Kind *kind
     out = put_number(out, kind->type, 4);
     out = put_number(out, (uint64_t)many, 4);
     out = put_number(out, 1, 4); /* the first index */
-    for (Py_ssize_t row = 0; row < many && out != NULL; row++)
-        out = put_value(out, kind, cell(rows, row, column));
+    /* Rows beside each other often share a value: an order's id, an amount of 0, a currency. */
+    PyObject *before = NULL;
+    uint8_t *last = NULL;
+    for (Py_ssize_t row = 0; row < many && out != NULL; row++) {
+        PyObject *value = cell(rows, row, column);
+        if (value == before) {
+            size = out - last;
+            memcpy(out, last, (size_t)size);
+            last = out, out += size;
+        }
+        else {
+            before = value, last = out;
+            out = put_value(out, kind, value);
+        }
+    }
     if (out == NULL)
         Py_CLEAR(packed);
     else
@@ -598,33 +677,58 @@ static PyObject *pack_column(PyObject *rows, Py_ssize_t column, const Kind *kind
     return packed;
 }
 
-/* pack_columns(rows, kinds): an array for each column of a list of tuples, of the kind that its byte says. */
+/* pack_columns(rows, kinds): an array for each column of a list of rows, of the kind that its byte says. */
 static PyObject *pack_columns(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 || !PyList_Check(args[0]) || !PyBytes_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "pack_columns takes a list of rows and the kinds of their columns");
         return NULL;
     }
-    Py_ssize_t columns = PyBytes_GET_SIZE(args[1]);
-    for (Py_ssize_t row = 0; row < PyList_GET_SIZE(args[0]); row++) {
-        PyObject *each = PyList_GET_ITEM(args[0], row);
-        if (!PyTuple_Check(each) || PyTuple_GET_SIZE(each) != columns)
-            return PyErr_SetString(PyExc_ValueError, "a row is a tuple of as many values as there are kinds"), NULL;
-    }
-    PyObject *packed = PyList_New(columns);
-    for (Py_ssize_t column = 0; packed != NULL && column < columns; column++) {
+    Rows rows = {args[0], PyBytes_GET_SIZE(args[1]), NULL};
+    PyObject *packed = check_rows(&rows) < 0 ? NULL : PyList_New(rows.columns);
+    for (Py_ssize_t column = 0; packed != NULL && column < rows.columns; column++) {
         const Kind *kind = NULL;
         for (size_t at = 0; at < sizeof KINDS / sizeof *KINDS; at++)
             if (KINDS[at].kind == PyBytes_AS_STRING(args[1])[column])
                 kind = &KINDS[at];
-        PyObject *array = kind != NULL ? pack_column(args[0], column, kind)
+        PyObject *array = kind != NULL ? pack_column(&rows, column, kind)
                                        : (PyErr_SetString(PyExc_ValueError, "no such kind of column"), NULL);
         if (array == NULL)
             Py_CLEAR(packed);
         else
             PyList_SET_ITEM(packed, column, array);
     }
+    PyMem_Free(rows.offsets);
     return packed;
+}
+
+/* -- a key's hash ---------------------------------------------------------------------------------------- */
+
+#define MURMUR 0x5BD1E995u
+
+/* murmur2(data): the hash by which Kafka's clients choose a key's partition, unsigned. */
+static PyObject *murmur2(PyObject *module, PyObject *data)
+{
+    if (!PyBytes_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "murmur2 takes bytes");
+        return NULL;
+    }
+    const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(data);
+    Py_ssize_t left = PyBytes_GET_SIZE(data);
+    uint32_t hash = 0x9747B28Cu ^ (uint32_t)left;
+    for (; left >= 4; left -= 4, at += 4) {
+        uint32_t word = (uint32_t)at[3] << 24 | (uint32_t)at[2] << 16 | (uint32_t)at[1] << 8 | at[0];
+        word *= MURMUR;
+        hash = hash * MURMUR ^ (word ^ word >> 24) * MURMUR;
+    }
+    if (left > 0) {
+        uint32_t tail = 0;
+        for (Py_ssize_t byte = 0; byte < left; byte++)
+            tail |= (uint32_t)at[byte] << (8 * byte);
+        hash = (hash ^ tail) * MURMUR;
+    }
+    hash = (hash ^ hash >> 13) * MURMUR;
+    return PyLong_FromUnsignedLong(hash ^ hash >> 15);
 }
 
 /* -- checksum -------------------------------------------------------------------------------------------- */
@@ -671,7 +775,8 @@ static PyMethodDef functions[] = {
     {"pack_records", (PyCFunction)(void (*)(void))pack_records, METH_FASTCALL,
      "pack_records(records, first, room, least, offset, time): (bytes, index after the last in them)."},
     {"pack_columns", (PyCFunction)(void (*)(void))pack_columns, METH_FASTCALL,
-     "pack_columns(rows, kinds): an array for each column of a list of tuples."},
+     "pack_columns(rows, kinds): an array for each column of a list of tuples, or of structs of one class."},
+    {"murmur2", murmur2, METH_O, "murmur2(data): Kafka's hash of a key, unsigned."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -681,6 +786,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit_orders_native(void)
 {
+    fill_hex_of();
     PyObject *module = PyModule_Create(&definition);
     PyObject *function = module != NULL && HAS_CRC ? PyCFunction_New(&checksum, NULL) : NULL;
     if (function != NULL && PyModule_AddObject(module, checksum.ml_name, function) < 0)

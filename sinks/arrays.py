@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 import sqlalchemy as sa
+from msgspec import Struct, structs
 
 import compiled
 
@@ -41,10 +42,11 @@ def type_of(kind: int) -> str:
     return _TYPES[kind][0]
 
 
-def pack(rows: Iterable[tuple[Any, ...]], kinds: bytes) -> Sequence[bytes | str]:
+def pack(rows: Sequence[tuple[Any, ...]] | Sequence[Struct], kinds: bytes) -> Sequence[bytes | str]:
     """Return one array for each column of the rows, at least one, of these kinds. Pure.
 
-    Raises ValueError or TypeError, if native.c is there, for a value that isn't of its column's kind.
+    `rows`: tuples, or structs of one class, whose fields are the columns. Raises ValueError or TypeError, if
+    native.c is there, for a value that isn't of its column's kind.
     """
     if _native is not None:
         packed: list[bytes] = _native.pack_columns(list(rows), kinds)
@@ -52,9 +54,10 @@ def pack(rows: Iterable[tuple[Any, ...]], kinds: bytes) -> Sequence[bytes | str]
     return texts(rows, kinds)
 
 
-def texts(rows: Iterable[tuple[Any, ...]], kinds: bytes) -> list[str]:
+def texts(rows: Sequence[tuple[Any, ...]] | Sequence[Struct], kinds: bytes) -> list[str]:
     """Return the same as the texts of arrays, which any connection takes as such. Pure."""
-    return [_literal(*column) for column in zip(kinds, zip(*rows, strict=True), strict=True)]
+    values = [structs.astuple(row) if isinstance(row, Struct) else row for row in rows]
+    return [_literal(*column) for column in zip(kinds, zip(*values, strict=True), strict=True)]
 
 
 def _literal(kind: int, values: Iterable[Any]) -> str:

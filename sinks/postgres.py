@@ -13,7 +13,6 @@ from typing import Final, cast
 
 import asyncpg
 import sqlalchemy as sa
-from msgspec import structs
 
 from domain.shapes import Row
 from settings import Settings
@@ -53,14 +52,14 @@ def columns_of(table: str, rows: Sequence[Row]) -> Sequence[bytes | str]:
     server finds it.
     """
     try:
-        return arrays.pack(map(structs.astuple, rows), _kinds_of(table))
+        return arrays.pack(rows, _kinds_of(table))
     except (ValueError, TypeError) as error:
         raise asyncpg.DataError(f"{table}: {error}") from error
 
 
 def texts_of(table: str, rows: Sequence[Row]) -> list[str]:
     """Rows of a table as given_rows takes them as text, on any connection: one array for each field."""
-    return arrays.texts(map(structs.astuple, rows), _kinds_of(table))
+    return arrays.texts(rows, _kinds_of(table))
 
 
 def _upsert(table: sa.Table, first: int, schema: str) -> str:

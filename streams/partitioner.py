@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Final
+
+import compiled
 
 
 def partition_of(key: bytes, partitions: int) -> int:
     """Key -> partition number below `partitions`. Pure."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
+    return (_to_hash(key) & 0x7FFFFFFF) % partitions
 
 
 def murmur2(data: bytes) -> int:
-    """Kafka's 32-bit hash of a key, unsigned; equal to aiokafka.partitioner.murmur2
-    (tested) and four times as fast.
+    """Kafka's 32-bit hash of a key, unsigned; equal to aiokafka.partitioner.murmur2 and to native.c's
+    (tested), and four times as fast as the former.
     """
     length = len(data)
     words = length >> 2
@@ -25,3 +29,6 @@ def murmur2(data: bytes) -> int:
         h = (h ^ int.from_bytes(tail, "little")) * 0x5BD1E995 & 0xFFFFFFFF
     h = (h ^ h >> 13) * 0x5BD1E995 & 0xFFFFFFFF
     return h ^ h >> 15
+
+
+_to_hash: Final[Callable[[bytes], int]] = murmur2 if compiled.native is None else compiled.native.murmur2

@@ -10,9 +10,11 @@ from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBa
 from aiokafka.record.util import calc_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct, structs
 
 from compiled import native
 from contracts import ids, money, times
+from streams.partitioner import murmur2
 from wire.builder import BatchBuilder, _crc32c
 from wire.reader import RecordBatches
 
@@ -59,6 +61,46 @@ def test_times(micros: int) -> None:
     assert native.time_text(micros) == times._text(micros)
 
 
+@given(st.binary(max_size=100))
+def test_hashes_of_keys(key: bytes) -> None:
+    assert native.murmur2(key) == murmur2(key)
+
+
+class Row(Struct, gc=False):
+    id: str | None
+    name: str | None
+    amount: str | None
+    count: int | None
+    time: str | None
+
+
+class Longer(Row, gc=False):
+    more: str
+
+
+ROW = Row("00000000-0000-4000-8000-00000000000A", "a", "0.00", 1, "2026-01-01T00:00:00+00:00")
+VALUES = (
+    st.uuids().map(str),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
+    st.integers(0, 10**15).map(lambda amount: money.text(amount, 2)),
+    st.integers(-(1 << 31), (1 << 31) - 1),
+    st.integers(times._EARLIEST, times._LATEST).map(times.text),
+)
+
+
+@given(
+    st.lists(st.tuples(*VALUES) | st.tuples(*(st.none() for _ in VALUES)), min_size=1, max_size=5), st.data()
+)
+def test_columns_of_structs(values: list[Any], data: st.DataObject) -> None:
+    """Are those of tuples; and those of rows that share values are those of rows with values of their own."""
+    rows = data.draw(st.lists(st.sampled_from([Row(*each) for each in values]), min_size=1, max_size=20))
+    packed = native.pack_columns(rows, b"utniz")
+    assert packed == native.pack_columns([structs.astuple(row) for row in rows], b"utniz")
+    arrays = [native.pack_columns([row], b"utniz") for row in rows]
+    for column, array in enumerate(packed):
+        assert array[20:] == b"".join(each[column][20:] for each in arrays)
+
+
 @pytest.mark.parametrize(
     ("call", "raises"),
     [
@@ -98,6 +140,12 @@ def test_times(micros: int) -> None:
         (lambda: native.pack_columns([("a",)], b"?"), ValueError),
         (lambda: native.pack_columns([["a"]], b"t"), ValueError),
         (lambda: native.pack_columns([("a",)]), TypeError),
+        (lambda: native.pack_columns([ROW], b"utni"), ValueError),
+        (lambda: native.pack_columns([Longer(*structs.astuple(ROW), "b")], b"utniz"), ValueError),
+        (lambda: native.pack_columns([ROW, structs.astuple(ROW)], b"utniz"), ValueError),
+        (lambda: native.pack_columns([structs.astuple(ROW), ROW], b"utniz"), ValueError),
+        (lambda: native.pack_columns([ROW, Longer(*structs.astuple(ROW), "b")], b"utniz"), ValueError),
+        (lambda: native.murmur2("text"), TypeError),
     ],
 )
 def test_what_it_does_not_take_is_an_exception(call: Any, raises: type[Exception]) -> None:
