@@ -413,8 +413,14 @@ _SOURCE_HEADER = ("ce_source", SOURCE)
 _HISTORY_HEADER = (("ce_history", b"true"),)
 _CONTENT = ("content-type", b"application/json")
 _PUBLISHED = (*DATA, CREATED, "refund.decided", "deadline.passed")
-_TYPE_HEADER = {name: ("ce_type", name.encode()) for name in _PUBLISHED}
-_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v{VERSION}".encode()) for name in _PUBLISHED}
+_AROUND_ID = {
+    name: (
+        (_SPEC, ("ce_type", name.encode()), _SOURCE_HEADER),
+        (("ce_dataschema", f"urn:orders:{name}/v{VERSION}".encode()), _CONTENT),
+    )
+    for name in _PUBLISHED
+}
+"""Type -> its headers before and after ce_id."""
 
 
 def headers_of(event: Event) -> list[tuple[str, bytes]]:
@@ -443,18 +449,12 @@ def encode_data(effect: Derived) -> bytes:
 
 def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The headers alone."""
-    type_ = effect.type
+    before, after = _AROUND_ID[effect.type]
     ce_id = ids.uuid5_text(order_id, effect.ce_name).encode()
-    return [
-        _SPEC,
-        _TYPE_HEADER[type_],
-        _SOURCE_HEADER,
-        ("ce_id", ce_id),
-        _SCHEMA_HEADER[type_],
-        _CONTENT,
-        *shared,
-        *(_HISTORY_HEADER if effect.history else ()),
-    ]
+    headers = [*before, ("ce_id", ce_id), *after, *shared]
+    if effect.history:
+        headers += _HISTORY_HEADER
+    return headers
 
 
 _OF_REFUNDS = (DeadlineKind.REFUND, DeadlineKind.REFUND_RETRY)

@@ -385,11 +385,6 @@ class PublishedSuborder(Stored):
     version before this one can't read ClosedBecause.NOT_SHIPPED.
     """
 
-    def total(self, created: Created) -> int:
-        """Minor units. `created`: that of its order, which says whether prices include the tax."""
-        net = self.items_amount + self.shipping - self.discount
-        return net if created.prices_include_tax else net + self.tax
-
 
 class Attention(Stored):
     """One kind of what a person should look at (domain.attention): it holds, or was seen to hold."""

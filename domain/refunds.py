@@ -48,6 +48,8 @@ def next_refund(
     """
     if now.free <= 0:
         return None
+    if now.live and not _may_owe(order):
+        return None  # as of most events: before anything is added up
     if totals is None:
         totals = RunningTotals(order)
     refunded = paid_back(now, totals).refunded
@@ -153,13 +155,18 @@ def uncovered(order: Order, now: OrderView, totals: RunningTotals) -> list[Owed]
     ]
 
 
+def _may_owe(order: Order) -> bool:
+    """Whether an order with a live unit has any fact that a refund is owed for."""
+    return bool(order.returns or order.stock or order.deadlines or order.grants)
+
+
 def _refunds_owed(
     order: Order, now: OrderView, totals: RunningTotals, refunded: RefundedUnits
 ) -> Iterator[Owed]:
     """Every refund owed while some unit is live, covered or not; goodwill comes last.
     One of which a piece was decided last comes first, so that it ends.
     """
-    if not order.returns and not order.stock and not order.deadlines and not order.grants:
+    if not _may_owe(order):
         return
     begun = _begun(order)
     gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]

@@ -9,7 +9,7 @@ natural keys, so rows are the same in any order of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -17,7 +17,9 @@ import msgspec
 from contracts import ids, money, times
 from domain.enums import OrderStatus, Rank, ReturnStatus, SuborderStatus
 from domain.order import (
+    Created,
     Order,
+    PublishedSuborder,
     ReturnStage,
     Scan,
     fact_lists,
@@ -34,7 +36,7 @@ from domain.shapes import (
     Tracking,
 )
 from domain.tax import sum_of, whole_tax
-from domain.totals import winning_scans, winning_stages
+from domain.totals import RunningTotals, winning_scans, winning_stages
 
 _IN_TRANSIT: Final = Rank.IN_TRANSIT
 _DELIVERED: Final = OrderStatus.DELIVERED
@@ -118,12 +120,16 @@ def item_rows(order_id: str, order: Order) -> list[ItemRow]:
     ]
 
 
-def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[ShipmentRow]:
-    """Rows of orders_shipment for the `wanted` parcels (all without it)."""
+def shipment_rows(
+    order_id: str, order: Order, wanted: Iterable[bytes] | None = None, totals: RunningTotals | None = None
+) -> list[ShipmentRow]:
+    """Rows of orders_shipment for the `wanted` parcels (all without it). `totals`: those of the order, if
+    they are at hand.
+    """
     created = order.created
     assert created is not None
     user_id, region = ids.text(created.user_id), created.region or ""
-    winners = winning_scans(order)
+    winners = winning_scans(order) if totals is None else totals.parcels
     by_parcel: dict[bytes, list[Scan]] = {
         shipment_id: [] for shipment_id in (winners if wanted is None else wanted)
     }
@@ -208,12 +214,19 @@ changed. Nor does one number show more of an order's parcels than that.
 
 
 def order_row_and_summary(
-    order_id: str, raw_id: bytes, order: Order, changed: Container[bytes] | None = None
+    order_id: str,
+    raw_id: bytes,
+    order: Order,
+    changed: Container[bytes] | None = None,
+    totals: RunningTotals | None = None,
 ) -> tuple[OrderRow, Summary]:
-    """Both at once: they share texts and times. `changed`: parcels of the events at hand; None: all."""
+    """Both at once: they share texts and times. `changed`: parcels of the events at hand; None: all.
+    `totals`: those of the order, if they are at hand.
+    """
     first, last = fact_times(order)
     row = _order_row(order_id, order, first, last)
-    return row, _summary(order_id, raw_id, order, row, first, changed)
+    winners = winning_scans(order) if totals is None else totals.parcels
+    return row, _summary(order_id, raw_id, order, row, first, changed, winners)
 
 
 def suborder_summaries(raw_id: bytes, order: Order) -> list[SuborderSummary]:
@@ -229,15 +242,27 @@ def suborder_summaries(raw_id: bytes, order: Order) -> list[SuborderSummary]:
     summaries = []
     for seller_id, part in zip(sellers, order.suborders, strict=True):
         seller = ids.text(seller_id)
-        total = money.text(part.total(created), digits)
+        total = money.text(_total_of(part, created), digits)
         summaries.append(
             SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total)
         )
     return summaries
 
 
+def _total_of(part: PublishedSuborder, created: Created) -> int:
+    """Minor units. `created`: that of its order, which says whether prices include the tax."""
+    net = part.items_amount + part.shipping - part.discount
+    return net if created.prices_include_tax else net + part.tax
+
+
 def _summary(
-    order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None
+    order_id: str,
+    raw_id: bytes,
+    order: Order,
+    row: OrderRow,
+    first: int,
+    changed: Container[bytes] | None,
+    winners: Mapping[bytes, Scan],
 ) -> Summary:
     created = order.created
     assert created is not None
@@ -246,8 +271,7 @@ def _summary(
     tracking: list[tuple[str, str, bytes]] = []
     untracked: list[tuple[str, str]] = []
     moving = False
-    if order.scans:
-        winners = winning_scans(order)
+    if winners:
         shown: dict[str, int] = {}
         if len(winners) <= MANY_PARCELS:
             changed = None

@@ -6,6 +6,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from domain.shapes import (
     AttentionRow,
     ItemRow,
@@ -33,7 +35,7 @@ them to each other by name).
 """
 
 
-class NotedAttention(NamedTuple):
+class NotedAttention(Struct, gc=False):
     """What is noted of the attention of an order, whose rows are written.
 
     A run that was killed may have folded its facts in another order, and have written a row of a kind that

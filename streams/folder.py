@@ -428,7 +428,7 @@ class BatchFolder:
                 before = earlier[raw_id]
                 parcels = None if parcels is None or before is None else parcels | before
             work.orders[raw_id] = parcels
-            row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
+            row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels, each.totals)
             if each.changed:
                 batch.orders.append(row)
                 _project_parts(batch, order_id, raw_id, each, row, brief)
@@ -583,13 +583,13 @@ def _project_parts(
         batch.suborders += parts.suborder_rows(raw_id, order, row, changed.totals, brief.suborders)
     if changed.created:
         batch.items += rows.item_rows(order_id, order)
-        batch.shipments += rows.shipment_rows(order_id, order)
+        batch.shipments += rows.shipment_rows(order_id, order, None, changed.totals)
         batch.returns += rows.return_rows(order_id, order)
         batch.payments += parts.payment_rows(order_id, order)
         batch.refunds += parts.refund_rows(order_id, raw_id, order)
         return
     if changed.shipments:
-        batch.shipments += rows.shipment_rows(order_id, order, changed.shipments)
+        batch.shipments += rows.shipment_rows(order_id, order, changed.shipments, changed.totals)
     if changed.returns:
         batch.returns += rows.return_rows(order_id, order, changed.returns)
     if changed.payments:
