@@ -79,9 +79,10 @@ class Longer(Row, gc=False):
 
 
 ROW = Row("00000000-0000-4000-8000-00000000000A", "a", "0.00", 1, "2026-01-01T00:00:00+00:00")
+LONGER = Longer(ROW.id, ROW.name, ROW.amount, ROW.count, ROW.time, "b")
 VALUES = (
     st.uuids().map(str),
-    st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
+    st.text(max_size=20),
     st.integers(0, 10**15).map(lambda amount: money.text(amount, 2)),
     st.integers(-(1 << 31), (1 << 31) - 1),
     st.integers(times._EARLIEST, times._LATEST).map(times.text),
@@ -141,10 +142,10 @@ def test_columns_of_structs(values: list[Any], data: st.DataObject) -> None:
         (lambda: native.pack_columns([["a"]], b"t"), ValueError),
         (lambda: native.pack_columns([("a",)]), TypeError),
         (lambda: native.pack_columns([ROW], b"utni"), ValueError),
-        (lambda: native.pack_columns([Longer(*structs.astuple(ROW), "b")], b"utniz"), ValueError),
+        (lambda: native.pack_columns([LONGER], b"utniz"), ValueError),
         (lambda: native.pack_columns([ROW, structs.astuple(ROW)], b"utniz"), ValueError),
         (lambda: native.pack_columns([structs.astuple(ROW), ROW], b"utniz"), ValueError),
-        (lambda: native.pack_columns([ROW, Longer(*structs.astuple(ROW), "b")], b"utniz"), ValueError),
+        (lambda: native.pack_columns([ROW, LONGER], b"utniz"), ValueError),
         (lambda: native.murmur2("text"), TypeError),
     ],
 )
