@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     handlers, set_level = root.handlers, control.set_level
     levels = {each: each.level for each in (root, *map(logging.getLogger, logs.NOISY))}
     yield now
-    root.handlers, control.set_level = handlers, set_level  # type: ignore[misc]
+    root.handlers, control.set_level = handlers, set_level
     for each, level in levels.items():
         each.setLevel(level)
 
@@ -100,7 +100,7 @@ def test_no_line_of_ours_has_a_lane_in_its_text_alone() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
                     texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
-                    found += [f"{path}: {text}" for text in texts if POSITIONAL.search(str(text))]
+                    found += [f"{path}: {text!r}" for text in texts if POSITIONAL.search(str(text))]
     assert found == []
 
 
