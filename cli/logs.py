@@ -19,7 +19,7 @@ from streams import control
 
 LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "mode.timers", "opentelemetry", "redis")
 """Loggers of clients of servers."""
-NOISY: Final = ("aiokafka", "kafka", "faust", "mode")
+NOISY: Final = ("aiokafka", "alembic", "kafka", "faust", "mode")
 """Loggers of which lines count from a warning on."""
 EVERY: Final = 60.0
 """Seconds."""

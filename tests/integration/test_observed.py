@@ -150,7 +150,7 @@ async def test_requests_and_batches_are_told(
     environ = otlp | {
         "ORDERS_POSTGRES": urlunsplit(url._replace(netloc=f"{url.netloc.rpartition('@')[0]}@{line.address}")),
         "ORDERS_API_WRITE": "true",
-        "ORDERS_READ_TIMEOUT": "0.5",
+        "ORDERS_READ_TIMEOUT": "2",
     }
     events = order("https://shop.example/observed")
     async with (
