@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -122,7 +123,7 @@ async def service(name: str, folder: Path, environ: dict[str, str]) -> AsyncIter
             await eventually(lambda: running.says("/ready", 200, "ready\n"), f"{name} is ready", 120)
             yield running
         running.process.terminate()
-        assert running.process.wait(45) == 0
+        assert await asyncio.to_thread(running.process.wait, 45) == 0, "the line to Postgres works meanwhile"
     finally:
         if running.process.poll() is None:
             running.process.kill()
