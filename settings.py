@@ -729,12 +729,15 @@ class Settings(BaseSettings):
 
     # -- seeing it -------------------------------------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The lowest level that is logged."
+        "info",
+        description="The lowest level that is logged; orders log-level changes a worker's while it runs.",
     )
     log_format: Literal["console", "json"] = Field(
-        "console", description="Format of the log: console for people, json for machines."
+        "console", description="Format of the log: console for people, json for machines, with fields."
     )
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: no metrics.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of the Prometheus metrics, /live and /ready. 0: none of them."
+    )
     metrics_host: str = Field(
         "127.0.0.1",
         description=(

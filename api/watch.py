@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 2.0
+END_SECONDS: Final = 5.0
+"""Seconds that a look has to end when the service does."""
 SCHEMA_SECONDS: Final = 30.0
 """Seconds between two looks at the schema."""
 NAMES: Final = {"cache": "redis", "primary": "postgres", "replica": "replica"}
@@ -48,7 +50,8 @@ class ServiceWatch:
         """Server -> when it was first found away, monotonic seconds."""
         self._rows = False
         """Whether a database answers."""
-        self._schema: str | None = "the schema hasn't been looked at yet"
+        self._schema: str | None = None
+        """What is wrong with it, as far as is known."""
         self._looked_at_schema = float("-inf")
 
     def look(self) -> Health:
@@ -77,11 +80,11 @@ class ServiceWatch:
             else:
                 self._since.setdefault(server, now)
             metrics.SERVER_AWAY.labels(server).set(now - self._since.get(server, now))
-        self._rows = health.status != "down"
         late = now - self._looked_at_schema > SCHEMA_SECONDS or self._schema is not None
         if late and health.sources["primary"].up:
             await self._look_at_schema()
             self._looked_at_schema = now
+        self._rows = health.status != "down"
 
     async def _look_at_schema(self) -> None:
         try:
@@ -107,17 +110,15 @@ def watched(application: FastAPI, probes: Probes | None, settings: Settings, ser
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = ServiceWatch(settings, app.state.health, service)
-        tasks = [asyncio.ensure_future(watch.watch()), asyncio.ensure_future(metrics.watch_loop())]
-        probes.watch(asyncio.get_running_loop(), watch.look)
-        try:
-            async with inner(app):
+        async with inner(app):
+            watch = ServiceWatch(settings, app.state.health, service)
+            tasks = [asyncio.ensure_future(watch.watch()), asyncio.ensure_future(metrics.watch_loop())]
+            probes.watch(asyncio.get_running_loop(), watch.look)
+            try:
                 yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=END_SECONDS)
 
     application.router.lifespan_context = lifespan

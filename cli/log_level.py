@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,7 +14,7 @@ from cli.text import say
 from operations.journal import somebody
 from operations.levels import reset_level, set_level
 from settings import get_settings
-from streams.levels import ALL
+from streams.levels import ALL, LogLevel
 
 
 class LevelName(StrEnum):
@@ -57,7 +57,8 @@ def log_level_command(
                 else "all workers log as their settings say"
             )
         else:
-            document = asyncio.run(set_level(settings, worker, level.value, by=by, why=why))._asdict()
+            named = cast(LogLevel, level.value)
+            document = asyncio.run(set_level(settings, worker, named, by=by, why=why))._asdict()
             told = f"{which}: the log has the level {level.value}; orders log-level default takes it back"
     if as_json:
         print(json.dumps(document))

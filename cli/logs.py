@@ -17,9 +17,9 @@ from cli.text import one_line, printable
 from settings import Settings
 from streams import control
 
-LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "opentelemetry", "redis")
+LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "mode.timers", "opentelemetry", "redis")
 """Loggers of clients of servers."""
-NOISY: Final = ("aiokafka", "kafka", "faust", "mode")
+NOISY: Final = ("aiokafka", "alembic", "kafka", "faust", "mode")
 """Loggers of which lines count from a warning on."""
 EVERY: Final = 60.0
 """Seconds."""
@@ -57,16 +57,18 @@ def configure(settings: Settings, worker: str) -> None:
     logging.getLogger().handlers = [handler]
     of_libraries = OfLibraries()
 
-    def set_level(level: str | None) -> None:
+    def set_level(level: str | None) -> bool:
         level = level or settings.log_level
         if level == "debug":
             handler.removeFilter(of_libraries)
         else:
             handler.addFilter(of_libraries)
         root = logging.getLogger()
+        before = root.level
         root.setLevel(level.upper())
         for noisy in NOISY:
             logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+        return root.level != before
 
     set_level(None)
     control.set_level = set_level
@@ -88,11 +90,23 @@ def _no_fields(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.
     return event
 
 
+_AWAY: Final = re.compile(
+    r"Connection(?:Error| refused| reset| at \S+ closed)|NodeNotReady"
+    r"|Unable (?:connect to|to update metadata)|coordinator dead|Coordinator Request failed"
+)
+_REFUSED: Final = re.compile(r"sasl|ssl|certificate|auth", re.IGNORECASE)
+
+
+def _is_away(text: str) -> bool:
+    return _AWAY.search(text) is not None and _REFUSED.search(text) is None
+
+
 class OfLibraries(logging.Filter):
     """Lets a library say the same once in EVERY seconds: while a server is away, its client tells each
     attempt of each of its connections, and the lines that matter would drown. No tracebacks: it is no defect.
 
-    The same is what differs in numbers and arguments only. The next line that is let through says how many
+    The same is what differs in numbers and arguments only, and all that aiokafka says of a broker that is
+    away: its parts all tell of it in words of their own. The next line that is let through says how many
     weren't.
     """
 
@@ -106,6 +120,8 @@ class OfLibraries(logging.Filter):
             return True
         now = time.monotonic()
         key = record.name, re.sub(r"[0-9]+", "0", str(record.msg))
+        if record.name.startswith("aiokafka") and _is_away(record.getMessage()):
+            key = "aiokafka", "away"
         when, left_out = self._said.get(key, (now - EVERY, 0))
         if now - when < EVERY:
             self._said[key] = when, left_out + 1

@@ -148,6 +148,39 @@ _ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "Age of the audit", "s", [("max by (instance) (orders_audit_age_seconds{JOB})", "{{instance}}")]
         ),
     ),
+    "API and console": (
+        Panel(
+            "Requests by status",
+            "reqps",
+            [
+                (
+                    "sum by (service, status) (rate(orders_http_requests_total{JOB}[5m]))",
+                    "{{service}} {{status}}",
+                )
+            ],
+        ),
+        Panel(
+            "Seconds of a request, 95 of 100",
+            "s",
+            [
+                (
+                    "histogram_quantile(0.95, sum by (service, le)"
+                    " (rate(orders_http_request_duration_seconds_bucket{JOB}[5m])))",
+                    "{{service}}",
+                )
+            ],
+        ),
+        Panel(
+            "Sources of answers",
+            "reqps",
+            [
+                (
+                    'sum by (source) (rate(orders_http_requests_total{JOB,source!="none"}[5m]))',
+                    "{{source}}",
+                )
+            ],
+        ),
+    ),
     "Processes": (
         Panel("CPU", "short", [("rate(process_cpu_seconds_total{JOB}[5m])", "{{instance}} cores")]),
         Panel("Memory", "bytes", [("process_resident_memory_bytes{JOB}", "{{instance}}")]),

@@ -255,7 +255,8 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         """
         What is paused ([operations.md](operations.md#pause-and-resume)): compacted, all in partition 0. Key
         `KIND:NAME`: lane and its number, topic and its name, type and its name. Value JSON: `since`, `by`,
-        `why`; none: it goes on.
+        `why`; none: it goes on. Key `log-level:WORKER` (`*`: all): what they log from
+        (`orders log-level`), value JSON: `since`, `by`, `level`, `why`.
         """
     )
     yield from _heading(f"### {topics.OPERATIONS}")

@@ -90,11 +90,12 @@ _decode: Final = msgspec.json.Decoder(Note).decode
 encode: Final = msgspec.json.Encoder().encode
 
 
-def set_level(level: str | None) -> None:
-    """Change this process's log level; None: what the settings say.
+def set_level(level: str | None) -> bool:
+    """Change this process's log level, None: what the settings say; whether that changes anything.
 
     Only the command line replaces this, since it knows how the process logs.
     """
+    return False
 
 
 class Pauses:
@@ -240,7 +241,8 @@ class Control:
         if level == self._level:
             return
         self._level = level
-        set_level(None if level is None else level.level)
+        if not set_level(None if level is None else level.level):
+            return  # the other one in this process was faster
         if level is None:
             log.warning("the log has the level of the settings again")
         else:

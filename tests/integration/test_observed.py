@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -118,10 +120,10 @@ async def service(name: str, folder: Path, environ: dict[str, str]) -> AsyncIter
     running = Service(name, folder, environ)
     try:
         async with running.client, running.probe:
-            await eventually(lambda: running.says("/ready", 200, "ready\n"), f"{name} is ready", 60)
+            await eventually(lambda: running.says("/ready", 200, "ready\n"), f"{name} is ready", 120)
             yield running
         running.process.terminate()
-        assert running.process.wait(45) == 0
+        assert await asyncio.to_thread(running.process.wait, 45) == 0, "the line to Postgres works meanwhile"
     finally:
         if running.process.poll() is None:
             running.process.kill()
@@ -149,7 +151,7 @@ async def test_requests_and_batches_are_told(
     environ = otlp | {
         "ORDERS_POSTGRES": urlunsplit(url._replace(netloc=f"{url.netloc.rpartition('@')[0]}@{line.address}")),
         "ORDERS_API_WRITE": "true",
-        "ORDERS_READ_TIMEOUT": "0.5",
+        "ORDERS_READ_TIMEOUT": "2",
     }
     events = order("https://shop.example/observed")
     async with (
@@ -163,14 +165,14 @@ async def test_requests_and_batches_are_told(
         line.black_hole()
         for each in (api, console):
             await eventually(
-                lambda each=each: each.says("/ready", 503, "postgres hasn't answered"), "it isn't ready"
+                partial(each.says, "/ready", 503, "postgres hasn't answered"), "it isn't ready", 90
             )
             assert await each.says("/live", 200, "postgres hasn't answered")
             assert await each.samples("orders_http_ready") == {(): 0}
-            await eventually(lambda each=each: postgres_away(each), "the metrics tell for how long")
+            await eventually(partial(postgres_away, each), "the metrics tell for how long")
         await line.heal()
         for each in (api, console):
-            await eventually(lambda each=each: each.says("/ready", 200, "ready\n"), "it is ready again")
+            await eventually(partial(each.says, "/ready", 200, "ready\n"), "it is ready again", 90)
     await line.close()
     told_in_spans(receiver.spans, str(events[0]["data"]["order_id"]))
 

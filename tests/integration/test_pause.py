@@ -73,6 +73,11 @@ async def test_what_is_paused_stays_whatever_dies_and_drains_when_it_goes_on(
         second = running.enter_context(worker(tmp_path, "w2"))
         until(lambda: "lanes 0, 1 open" in second.text(), "another has the lanes", 60)
         assert "lane 1 is paused since" in second.text()
+        assert (
+            command("log-level", "debug", "--worker", "w2", "--why", "a trial", "--json")["level"] == "debug"
+        )
+        until(lambda: "the log has the level debug, since" in second.text(), "it logs more")
+        assert second.text().count("the log has the level debug") == 1
         await send(fresh, list(generator.events(5, 34)))
         until(lambda: held() and left(fresh) != before, "what is paused stays so for the next worker")
         now = left(fresh)
@@ -80,6 +85,10 @@ async def test_what_is_paused_stays_whatever_dies_and_drains_when_it_goes_on(
         async with StatusReader(fresh) as reader:
             status = await reader.look()
         assert [str(each) for each in status.paused] == ["lane 1", "type order.paid"]
+        assert [(each.worker, each.level) for each in status.log_levels] == [("w2", "debug")]
+        assert [each.log_level for each in status.workers if each.worker.startswith("w2@")] == ["debug"]
+        assert command("log-level", "default", "--worker", "w2", "--json")["level"] is None
+        until(lambda: "the level of the settings again" in second.text(), "and as before")
         assert [each for each in status.problems if "wrong amounts" in each]
         assert status.lanes[1].problem is not None
         assert "a trial" in status.lanes[1].problem
@@ -97,7 +106,7 @@ async def test_what_is_paused_stays_whatever_dies_and_drains_when_it_goes_on(
         for each in command("operations", "--json")["operations"]
         if each.get("why")
     ]
-    assert noted == [("pause", "a trial"), ("pause", "wrong amounts")]
+    assert noted == [("pause", "a trial"), ("pause", "wrong amounts"), ("log-level", "a trial")]
 
 
 async def test_a_paused_worker_is_alive_and_ready_and_says_for_how_long(

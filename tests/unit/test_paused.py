@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from operations.pause import holds
+from settings import Settings
+from streams import levels
 from streams.control import Note, Pauses, encode, held_by, key_of, span, topic_of
 from streams.transport.batch import LaneBatch
 from streams.transport.held import Held
@@ -115,3 +118,34 @@ def test_a_type_is_held_back_by_its_topic() -> None:
 )
 def test_how_long(seconds: float, says: str) -> None:
     assert span(seconds) == says
+
+
+def test_levels_are_read_beside_pauses_and_what_is_neither_is_left_out() -> None:
+    pauses = Pauses()
+    note = levels.encode(levels.LevelNote("2026-01-01T00:00:00Z", "ops", "debug", "why"))
+    for key, value in (
+        (levels.key_of("*"), note),
+        (levels.key_of("w1"), note),
+        (levels.key_of(""), note),
+        (levels.key_of("w2"), b'{"since": "", "by": "", "level": "loud"}'),
+        (levels.key_of("w3"), b"\xff"),
+        (key_of("lane", "1"), encode(Note("", "", ""))),
+        (None, note),
+    ):
+        pauses.apply(key, value)
+    assert [each.worker for each in pauses.levels.now] == ["*", "w1"]
+    assert [str(each) for each in pauses.now] == ["lane 1"]
+    pauses.apply(levels.key_of("w1"), None)
+    pauses.apply(levels.key_of("never"), None)
+    assert [each.worker for each in pauses.levels.now] == ["*"]
+
+
+def test_a_workers_own_level_counts_before_that_of_all() -> None:
+    settings = Settings(data=Path("/data/w1"))
+    every, own, whole = (
+        levels.Level(name, "debug", "", "", None) for name in ("*", "w1", levels.name_of(settings))
+    )
+    assert levels.level_of([every, own, whole], settings) is whole
+    assert levels.level_of([every, own], settings) is own
+    assert levels.level_of([every], settings) is every
+    assert levels.level_of([], settings) is None
