@@ -356,7 +356,7 @@ def _show_work(app: FastAPI, reads: Sources) -> None:
             "cursor": at,
             "filters": defaultdict(str, given),
             "choices": of.choices,
-            "ages": AGES if of.rows else (),
+            "ages": AGES,
             "counts": {} if of.rows else await reads.attention(),
             "fields": (*of.ids, *of.texts, *(() if of.rows else ("from",))),
             "link": partial(address, request.url.path, **given),

@@ -166,8 +166,7 @@ class Sources:
     async def waiting(self, of: Worklist, filters: Filters, at: str | None, most: int = PAGE) -> Page[Any]:
         """A page of a list of what waits. Raises ValueError for a cursor that is none."""
         if of.rows is None:
-            kind, since = filters.get("kind"), filters.get("since")
-            shown = await open_attention(self._reader.databases, most, kind=kind, since=since, cursor=at)
+            shown = await open_attention(self._reader.databases, most, cursor=at, **filters)
             return Page(shown.rows, shown.next)
         after = None if at is None else Place.parse(at)
         rows = await self._reader.waiting(of.rows.query(filters, after, most + 1))

@@ -139,7 +139,7 @@ WORKLISTS: Final = {
 def asked_for(request: Request, of: Worklist, now: datetime) -> tuple[dict[str, str], worklists.Filters]:
     """The filters of an address: as it has them, and as the statement takes them. Raises Invalid."""
     given: dict[str, str] = {}
-    for name, those in (*of.choices.items(), *([("days", AGES)] if of.rows else [])):
+    for name, those in (*of.choices.items(), ("days", AGES)):
         value = choice(request, name, those)
         if value is not None:
             given[name] = value

@@ -53,15 +53,17 @@ async def open_attention(
     *,
     kind: str | None = None,
     since: datetime | None = None,
+    before: datetime | None = None,
     cursor: str | None = None,
 ) -> AttentionPage:
-    """Return a page of what is open, the oldest first: of one kind, of what has held since `since` or later.
+    """Return a page of what is open, the oldest first: of one kind, of what has held since `since` or later,
+    and since before `before`, which may be another one on each page.
 
     Asks the replica, else the primary. Blocks as Database.rows. Raises Unavailable, and ValueError for a
     cursor that isn't one of a list with these filters.
     """
     bound = bound_to({"list": "attention", "kind": kind, "since": since})
-    values: dict[str, Any] = {"kind": kind, "since": since}
+    values: dict[str, Any] = {"kind": kind, "since": since, "before": before}
     if cursor is not None:
         values |= _after(cursor, bound)
     given = {name: value for name, value in values.items() if value is not None}
@@ -113,6 +115,8 @@ def _open(given: frozenset[str], limit: int) -> sa.Select[Any]:
         query = query.where(c.kind == _value("kind", c.kind))
     if "since" in given:
         query = query.where(c.since >= _value("since", c.since))
+    if "before" in given:
+        query = query.where(c.since < _value("before", c.since))
     if "after_since" in given:
         after = _value("after_since", c.since), _value("after_id", c.order_id), _value("after_kind", c.kind)
         query = query.where(c.since >= after[0], sa.tuple_(c.since, c.order_id, c.kind) > sa.tuple_(*after))

@@ -133,15 +133,15 @@ class States:
             async with asyncio.timeout(_PATIENCE), self._places:
                 # A changelog that was made anew would have other states below that offset.
                 fresh = known if now < at + _KEPT_SECONDS else None
-                found = await read_known(self._settings, order_id, fresh, since)
+                newest = await read_known(self._settings, order_id, fresh, since)
         except TimeoutError:
             raise Unavailable(f"the changelog wasn't read within {_PATIENCE:g} s") from None
         except (KafkaError, OSError) as error:
             raise Unavailable("Kafka, which has the facts, doesn't answer") from error
         except OrdersError as error:
             raise Unavailable("the changelog can't be read") from error
-        if len(found.state or b"") <= _KEPT_BYTES:
-            self._kept[order_id] = now, found
+        if len(newest.state or b"") <= _KEPT_BYTES:
+            self._kept[order_id] = now, newest
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        return None if found.state is None else codec.decode(found.state)
+        return None if newest.state is None else codec.decode(newest.state)

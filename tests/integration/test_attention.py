@@ -84,6 +84,10 @@ async def test_what_is_open_in_pages_the_oldest_first(databases: Databases) -> N
         assert ids == [order_id(n) for n in reversed(expected)]
     lately = await open_attention(databases, 50, since=FIRST - timedelta(hours=3))
     assert [each.detail for each in lately.rows] == ["of 3", "of 2", "of 1", "of 0"]
+    long_ago = await open_attention(databases, 2, before=FIRST - timedelta(hours=COUNT - 4))
+    later = FIRST - timedelta(hours=COUNT - 4, minutes=-1)
+    rest = await open_attention(databases, 50, before=later, cursor=long_ago.next)
+    assert [each.detail for each in (*long_ago.rows, *rest.rows)] == ["of 29", "of 28", "of 27", "of 26"]
     first = await open_attention(databases, 7)
     for cursor in (first.next, "x", f"{first.next}x"):
         with pytest.raises(ValueError, match="cursor"):

@@ -83,11 +83,17 @@ async def test_every_page_keeps_the_rules(scene: Scene) -> None:
         assert letter is not None
         for path in (
             *("/", "/lanes", "/jobs", "/pauses", "/operations", "/find?q=nothing", "/find", "/nowhere"),
-            *("/dead-letters?hours=0", letter, "/redrive?reason=field_malformed"),
+            *("/dead-letters?hours=0", letter),
+            *("/redrive?reason=field_malformed", "/resolve?reason=field_malformed"),
             *("/work/attention", "/work/late", "/work/refunds", "/work/returns", "/work/late?days=x"),
             *(f"/orders/{order}", f"/orders/{order}?as_of=1999-01-01T00:00:00Z", f"/orders/{order}/records"),
             *(f"/orders/{order}/{what}" for what in ("whatif", "cancel", "grant")),
-            *(f"/repair/{order}", f"/users/{known.SOMEBODY}", f"/sellers/{seller}"),
+            *(
+                f"/orders/{order}/stores",
+                f"/repair/{order}",
+                f"/users/{known.SOMEBODY}",
+                f"/sellers/{seller}",
+            ),
         ):
             await page.goto(path)
             await is_well_made(page)
@@ -140,7 +146,9 @@ async def test_an_operator_finds_and_mends(scene: Scene) -> None:
         await page.get_by_role("link", name=EN["then"]).first.click()
         await expect(page.locator(".note").first).to_contain_text(EN["as_of_shown"].partition("{")[0])
         await page.get_by_role("link", name=EN["as_of_now"]).click()
+        await _slide(page, order)
         await _repair(scene, page, order)
+        await _resolve_and_hold(page)
         await _redrive(page)
         await _pause(page)
         operations = page.locator("tbody tr")
@@ -149,6 +157,47 @@ async def test_an_operator_finds_and_mends(scene: Scene) -> None:
             shown = operations.filter(has_text=words[0]).filter(has_text=words[1])
             await expect(shown).to_have_count(1)
             await expect(shown).to_contain_text(EN["outcome_done"])
+
+
+async def _slide(page: Page, order: str) -> None:
+    """By keyboard to the order's first fact, and back to what it is now; the slider keeps the focus."""
+    from playwright.async_api import expect
+
+    slider, head = page.get_by_role("slider"), page.locator("h1")
+    now = await head.inner_text()
+    await slider.press("Home")
+    await page.wait_for_url("**as_of=**")
+    await expect(page.locator(".note").first).to_contain_text(EN["as_of_shown"].partition("{")[0])
+    await expect(slider).to_be_focused()
+    assert await slider.get_attribute("aria-valuetext") == await page.locator(".slider output").inner_text()
+    assert await page.get_by_label(EN["as_of"], exact=True).input_value() in page.url.replace("%3A", ":")
+    await slider.press("End")
+    await page.wait_for_url(f"**/orders/{order}")
+    await expect(head).to_have_text(now)
+
+
+async def _resolve_and_hold(page: Page) -> None:
+    await page.goto("/dead-letters?hours=0&state=new")
+    await page.locator("a[href^='/dead-letters/']").last.click()
+    letter = page.url
+    forms = page.locator("form.form")
+    resolve = forms.filter(has=page.get_by_role("button", name=EN["resolve"], exact=True))
+    await resolve.get_by_label(EN["why_ask"]).fill("sent anew")
+    await resolve.get_by_role("button").click()
+    assert text("resolve_did", n=1) in await page.get_by_role("status").inner_text()
+    await page.goto(letter)
+    assert EN["state_resolved"] in await page.locator("h1").inner_text()
+    reopen = forms.filter(has=page.get_by_role("button", name=EN["reopen"]))
+    await reopen.get_by_label(EN["why_ask"]).fill("a mistake")
+    await reopen.get_by_role("button").click()
+    await page.goto(letter)
+    for button, said in ((EN["hold"], "pause_did"), (EN["release"], "resume_did")):
+        form = forms.filter(has=page.get_by_role("button", name=button, exact=True))
+        await form.get_by_label(EN["why_ask"]).fill("they are wrong")
+        await form.get_by_role("button").click()
+        assert text(said, name="").partition(":")[0] in await page.get_by_role("status").inner_text()
+        await page.goto(letter)
+        await is_well_made(page)
 
 
 async def _repair(scene: Scene, page: Page, order: str) -> None:

@@ -297,14 +297,17 @@ def test_cells_of_a_file_are_no_formulas(text: str) -> None:
 async def test_what_needs_attention_is_counted_and_filtered() -> None:
     shows = Made()
     async with console(shows) as browser:
+        aged = (await browser.get("/work/attention?days=7")).text
+        before = shows.asked["before"]
         page = (await browser.get("/work/attention?kind=overpaid&from=2026-01-02T00:00:00Z")).text
         wrong = [
             await browser.get(f"/work/attention?{query}") for query in ("kind=x", "from=soon", "cursor=bad")
         ]
+    assert 7 <= (datetime.now(UTC) - before).total_seconds() / 86400 < 7.01
+    assert "days=7&amp;cursor=more" in aged
     assert shows.asked == {"kind": "overpaid", "since": datetime(2026, 1, 2, tzinfo=UTC)}
     assert 'href="/work/attention?kind=overpaid">overpaid</a> 2' in page
     assert "kind=overpaid&amp;from=2026-01-02T00%3A00%3A00Z&amp;cursor=more" in page
-    assert 'name="days"' not in page
     assert {each.status_code for each in wrong} == {422}
 
 

@@ -75,12 +75,12 @@ def test_moments_are_times_once_and_a_slider_stands_on_the_last_one_before() -> 
 def test_stores_are_marked_by_their_versions(
     rows: int | str | None, cache: int | str | None, says: tuple[str, str], good: tuple[bool, bool]
 ) -> None:
-    made = order()
+    state = order()
     there = [
-        None if each is None else 0 if isinstance(each, str) else made.version + each
+        None if each is None else 0 if isinstance(each, str) else state.version + each
         for each in (rows, cache)
     ]
-    _, in_rows, in_cache = stores_of(made, *there)
+    _, in_rows, in_cache = stores_of(state, *there)
     assert (in_rows.says, in_cache.says) == says
     assert (in_rows.good, in_cache.good) == good
 
@@ -103,12 +103,12 @@ def test_rows_and_cache_are_compared_value_by_value() -> None:
     columns = COLUMNS["orders_order"]
     should = tuple("x" for _ in columns)
     wrong = tuple("y" if name == "status" else "x" for name in columns)
-    found = [
+    differences = [
         Difference("orders_order", ORDER, ORDER, wrong, should),
         Difference("orders_return", "1", ORDER, None, should),
         Difference("orders_return", "2", ORDER, should, None),
     ]
-    of_order, missing, extra = compare(held, found, None).rows
+    of_order, missing, extra = compare(held, differences, None).rows
     assert [(each.path, each.before, each.after) for each in of_order.changes] == [("status", "x", "y")]
     assert (missing.missing, missing.extra, extra.missing, extra.extra) == (True, False, False, True)
 

@@ -33,10 +33,10 @@ class Timed(Broker):
     """A log whose records have their offsets as times, in seconds. `looked`: offsets that were given."""
 
     def __init__(self, records: Sequence[tuple[UUID, bytes | None]]) -> None:
-        made = [
+        log = [
             SimpleNamespace(offset=n, key=key.bytes, value=value) for n, (key, value) in enumerate(records)
         ]
-        super().__init__(made, len(made), log=LOG)
+        super().__init__(log, len(log), log=LOG)
         self.looked: list[int] = []
 
     async def offsets_for_times(self, times: dict[TopicPartition, int]) -> dict[TopicPartition, Any]:
