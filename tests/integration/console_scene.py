@@ -59,6 +59,7 @@ class Scene(NamedTuple):
             if who is not None:
                 await page.goto("/login")
                 await log_in(page, self.keys[who])
+                await page.get_by_role("button", name=EN["log_out"]).wait_for()
             yield page
         finally:
             await context.close()
@@ -150,7 +151,7 @@ async def set_up(settings: Settings, folder: Path, browser: Browser) -> AsyncIte
     store = folder / "keys"
     store.write_text("")
     keys = {role: new_key(store, *scopes) for role, scopes in ROLES.items()}
-    await send(settings, generator.events(60, 84, generator.Shares(poison=0.3)))
+    await send(settings, generator.events(30, 84, generator.Shares(poison=0.2)))
     await send(settings, (event for n in range(4) for event in events_of(n)))
     with worker(folder), served(folder, store) as address:
         processed()
