@@ -18,7 +18,6 @@ from console.texts import EN, text
 from settings import Settings
 from tests.chromium import chromium
 from tests.integration import console_scene as known
-from tests.integration.api_world import new_key
 from tests.integration.console_scene import Scene, log_in, order_id, picture, set_up
 from tests.unit.builders import ANNA
 from workload.producer import send
@@ -145,7 +144,6 @@ async def test_an_operator_finds_and_mends(scene: Scene) -> None:
             await page.keyboard.press("Enter")
             await page.wait_for_url(f"**/orders/{order}")
         await says(page.locator("h1"), order)
-        await _picture_order(page)
         await page.get_by_role("link", name=EN["then"]).first.click()
         await says(page.locator(".note").first, EN["as_of_shown"].partition("{")[0])
         await page.get_by_role("link", name=EN["as_of_now"]).click()
@@ -255,8 +253,11 @@ async def test_support_cancels_and_grants(scene: Scene) -> None:
         await picture(page, "cancel")
         await _send(page)
         await page.get_by_role("link", name=EN["back_to_order"]).click()
-        await _until_shown(page, "order.cancel_requested")
-        await _until_shown(page, "refund.granted")
+        await page.wait_for_url(f"**/orders/{order}")
+        await _until_there(page, fact(page, "order.cancel_requested"))
+        await _until_there(page, fact(page, "refund.granted"))
+        await _until_there(page, page.locator(".card .mark", has_text=EN["refund_state_waits"]).nth(1))
+        await _picture_order(page)
         await page.get_by_role("link", name=EN["whatif"]).click()
         await page.get_by_role("button", name=EN["look"]).click()
         await says(page.get_by_role("alert"), "payment_id")
@@ -273,14 +274,18 @@ async def _send(page: Page) -> None:
     await says(page.get_by_role("status"), EN["sent_place"].partition("{")[0])
 
 
-async def _until_shown(page: Page, type_: str) -> None:
-    """Reload until the order has an event of this type, once the worker took it in."""
-    shown = page.locator(".timeline .type", has_text=type_)
+async def _until_there(page: Page, what: Locator) -> None:
+    """Reload until the page has it, once the worker took in what was sent."""
     for _ in range(300):
-        if await shown.count():
+        if await what.count():
             return
         await page.reload()
-    raise AssertionError(f"no {type_} on {page.url}")
+    raise AssertionError(f"{what} isn't on {page.url}")
+
+
+def fact(page: Page, type_: str) -> Locator:
+    """The order's event of this type, in its timeline."""
+    return page.locator(".timeline .type", has_text=type_)
 
 
 async def test_a_viewer_sees_nobody_and_changes_nothing(scene: Scene) -> None:
@@ -301,7 +306,7 @@ async def test_a_viewer_sees_nobody_and_changes_nothing(scene: Scene) -> None:
 
 
 async def test_a_session_that_is_over_leads_to_the_login_and_back(scene: Scene) -> None:
-    key = new_key(scene.store, "all")
+    key = known.new_key(scene.store, "dora", "all")
     async with scene.visit(viewport=WIDE) as page:
         await page.goto("/work/late?days=3")
         await log_in(page, key)
@@ -374,4 +379,5 @@ async def test_an_order_is_cancelled_by_keyboard_alone(scene: Scene) -> None:
         await page.get_by_role("status").wait_for()
         await tab_to(page, EN["back_to_order"])
         await press("Enter")
-        await _until_shown(page, "order.cancel_requested")
+        await page.wait_for_url(f"**/orders/{order}")
+        await _until_there(page, fact(page, "order.cancel_requested"))

@@ -252,7 +252,10 @@ def test_ci_runs_a_few_failed_tests_again_alone(
     assert all(name in done.stdout for name in failed) or not runs
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs anything")
+ROOT_RUNS = os.geteuid() == 0
+"""Others can't install anything, and aren't asked to."""
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_ci_installs_a_browser_where_there_is_none_and_goes_on_without(tmp_path: Path, works: bool) -> None:
     for folder in (".ci", "bin"):
@@ -275,5 +278,6 @@ def test_ci_installs_a_browser_where_there_is_none_and_goes_on_without(tmp_path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert ("install -y --no-install-recommends chromium" in asked.read_text()) == works
-    assert ("couldn't install" in done.stdout) != works
+    said = asked.read_text() if asked.exists() else ""
+    assert ("install -y --no-install-recommends chromium" in said) == (ROOT_RUNS and works)
+    assert ("couldn't install" in done.stdout) == (ROOT_RUNS and not works)
