@@ -30,7 +30,7 @@ from workload.producer import send
 if TYPE_CHECKING:
     from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response
 
-PATIENCE: Final = 90_000
+TIMEOUT_MS: Final = 90_000
 """Milliseconds that a browser waits for anything, on a machine that others use too."""
 ROLES: Final = {
     "viewer": ("anna", ("view",)),
@@ -59,7 +59,7 @@ class Scene(NamedTuple):
         context = await self.browser.new_context(base_url=self.address, **options)
         try:
             page = await context.new_page()
-            page.set_default_timeout(PATIENCE)
+            page.set_default_timeout(TIMEOUT_MS)
             wrong = _noted(page, urlsplit(self.address).netloc)
             if who is not None:
                 await page.goto("/login")
@@ -155,7 +155,7 @@ def served(folder: Path, store: Path) -> Iterator[str]:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        until(answers, "the console answers")
+        until(answers, "the console answers", 120)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

@@ -23,12 +23,12 @@ from tests.unit.builders import ANNA
 from workload.producer import send
 
 if TYPE_CHECKING:
-    from playwright.async_api import Locator, Page
+    from playwright.async_api import Locator, Page, ViewportSize
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-WIDE: Final = {"width": 1600, "height": 1000}
-NARROW: Final = {"width": 400, "height": 800}
+WIDE: Final[ViewportSize] = {"width": 1600, "height": 1000}
+NARROW: Final[ViewportSize] = {"width": 400, "height": 800}
 WCAG: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
 
@@ -42,7 +42,7 @@ async def says(place: Locator, words: str) -> None:
     """Wait until it has these words."""
     from playwright.async_api import expect
 
-    await expect(place).to_contain_text(words, timeout=known.PATIENCE)
+    await expect(place).to_contain_text(words, timeout=known.TIMEOUT_MS)
 
 
 # -- the rules of every page ---------------------------------------------------------------------------------
@@ -54,12 +54,12 @@ async def broken_rules(page: Page, rules: dict[str, Any]) -> list[tuple[str, str
 
     if not await page.evaluate("() => 'axe' in window"):
         await page.evaluate(AXE_SCRIPT)
-    found = await page.evaluate(
+    results = await page.evaluate(
         "(rules) => axe.run(document, {runOnly: rules, resultTypes: ['violations'], preload: false})", rules
     )
     return [
         (violation["id"], node["html"][:300])
-        for violation in found["violations"]
+        for violation in results["violations"]
         for node in violation["nodes"]
     ]
 

@@ -267,9 +267,9 @@ def test_ci_installs_a_browser_where_there_is_none_and_goes_on_without(tmp_path:
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     for name in ("bash", "dirname", "rm", "sh", "timeout"):
-        found = shutil.which(name)
-        assert found is not None
-        (tmp_path / "bin" / name).symlink_to(found)
+        program = shutil.which(name)
+        assert program is not None
+        (tmp_path / "bin" / name).symlink_to(program)
     done = subprocess.run(
         [tmp_path / "bin/bash", str(tmp_path / ".ci/run")],
         env={"PATH": str(tmp_path / "bin")},
