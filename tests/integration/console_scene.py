@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from api.keys import changing, made
 from console.texts import EN
 from contracts.cloudevents import SourceEvent
 from settings import Settings
 from stack import ports
 from tests.forked import Forked
-from tests.integration.api_world import new_key
 from tests.unit.builders import ANNA, USER, created, line, parcel, payment, record, returned
 from tests.waiting import until
 from tests.workers import ORDERS, processed, worker
@@ -30,9 +30,14 @@ from workload.producer import send
 if TYPE_CHECKING:
     from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response
 
-PATIENCE: Final = 90_000
+TIMEOUT_MS: Final = 90_000
 """Milliseconds that a browser waits for anything, on a machine that others use too."""
-ROLES: Final = {"viewer": ("view",), "support": ("all", "write"), "operator": ("all", "operate", "write")}
+ROLES: Final = {
+    "viewer": ("anna", ("view",)),
+    "support": ("boris", ("all", "write")),
+    "operator": ("carla", ("all", "operate", "write")),
+}
+"""Role -> the name of its key, and the key's scopes."""
 RETURN_REASON: Final = "=HYPERLINK(1) <script>alert(1)</script>"
 """What a customer wrote: a formula for a spreadsheet, and markup for a page."""
 
@@ -54,15 +59,16 @@ class Scene(NamedTuple):
         context = await self.browser.new_context(base_url=self.address, **options)
         try:
             page = await context.new_page()
-            page.set_default_timeout(PATIENCE)
+            page.set_default_timeout(TIMEOUT_MS)
             wrong = _noted(page, urlsplit(self.address).netloc)
             if who is not None:
                 await page.goto("/login")
                 await log_in(page, self.keys[who])
+                await page.get_by_role("button", name=EN["log_out"]).wait_for()
             yield page
         finally:
             await context.close()
-        assert wrong == []
+        assert wrong == [], wrong
 
     async def fetch(self, statement: str, *values: Any) -> list[asyncpg.Record]:
         """Ask Postgres."""
@@ -81,14 +87,26 @@ async def picture(page: Page, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         await page.evaluate(RENAMED, socket.gethostname())
         session = await page.context.new_cdp_session(page)
-        taken = await session.send("Page.captureScreenshot", {"format": "webp", "quality": 60})
+        box = {"x": 0, "y": 0, "scale": 1, **await page.evaluate(FILLED)}
+        options = {"format": "webp", "quality": 60, "clip": box}
+        taken = await session.send("Page.captureScreenshot", options)
         (Path(folder) / f"{name}.webp").write_bytes(base64.b64decode(taken["data"]))
 
 
+FILLED: Final = "() => ({ width: innerWidth, height: Math.min(innerHeight, document.body.offsetHeight) })"
+"""What of a window has something in it."""
 RENAMED: Final = """(name) => {
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(name, "host-1");
 }"""
+
+
+def new_key(store: Path, name: str, *scopes: str) -> str:
+    """A key of this name with these scopes, added to the file."""
+    with changing(store) as keys:
+        added, key = made(name, scopes)
+        keys.append(added)
+    return key
 
 
 async def log_in(page: Page, key: str) -> None:
@@ -137,7 +155,7 @@ def served(folder: Path, store: Path) -> Iterator[str]:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        until(answers, "the console answers")
+        until(answers, "the console answers", 120)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -149,8 +167,8 @@ async def set_up(settings: Settings, folder: Path, browser: Browser) -> AsyncIte
     """Everything, with generated orders and those of `events_of`, taken in."""
     store = folder / "keys"
     store.write_text("")
-    keys = {role: new_key(store, *scopes) for role, scopes in ROLES.items()}
-    await send(settings, generator.events(60, 84, generator.Shares(poison=0.3)))
+    keys = {role: new_key(store, name, *scopes) for role, (name, scopes) in ROLES.items()}
+    await send(settings, generator.events(30, 84, generator.Shares(poison=0.2)))
     await send(settings, (event for n in range(4) for event in events_of(n)))
     with worker(folder), served(folder, store) as address:
         processed()

@@ -18,18 +18,17 @@ from console.texts import EN, text
 from settings import Settings
 from tests.chromium import chromium
 from tests.integration import console_scene as known
-from tests.integration.api_world import new_key
-from tests.integration.console_scene import Scene, log_in, order_id, set_up
+from tests.integration.console_scene import Scene, log_in, order_id, picture, set_up
 from tests.unit.builders import ANNA
 from workload.producer import send
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Locator, Page, ViewportSize
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-WIDE: Final = {"width": 1600, "height": 1000}
-NARROW: Final = {"width": 400, "height": 800}
+WIDE: Final[ViewportSize] = {"width": 1600, "height": 1000}
+NARROW: Final[ViewportSize] = {"width": 400, "height": 800}
 WCAG: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
 
@@ -37,6 +36,13 @@ WCAG: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 async def scene(fresh_once: Settings, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     async with chromium() as browser, set_up(fresh_once, tmp_path_factory.mktemp("scene"), browser) as scene:
         yield scene
+
+
+async def says(place: Locator, words: str) -> None:
+    """Wait until it has these words."""
+    from playwright.async_api import expect
+
+    await expect(place).to_contain_text(words, timeout=known.TIMEOUT_MS)
 
 
 # -- the rules of every page ---------------------------------------------------------------------------------
@@ -48,12 +54,12 @@ async def broken_rules(page: Page, rules: dict[str, Any]) -> list[tuple[str, str
 
     if not await page.evaluate("() => 'axe' in window"):
         await page.evaluate(AXE_SCRIPT)
-    found = await page.evaluate(
+    results = await page.evaluate(
         "(rules) => axe.run(document, {runOnly: rules, resultTypes: ['violations'], preload: false})", rules
     )
     return [
         (violation["id"], node["html"][:300])
-        for violation in found["violations"]
+        for violation in results["violations"]
         for node in violation["nodes"]
     ]
 
@@ -100,7 +106,7 @@ async def test_every_page_keeps_the_rules(scene: Scene) -> None:
     async with scene.visit(viewport=WIDE) as page:
         await page.goto("/login")
         await log_in(page, "none of the keys")
-        assert EN["wrong_key"] in await page.get_by_role("alert").inner_text()
+        await says(page.get_by_role("alert"), EN["wrong_key"])
         await is_well_made(page)
 
 
@@ -115,8 +121,6 @@ new PerformanceObserver((list) => { for (const each of list.getEntries()) window
 
 async def test_the_overview_follows_what_happens(scene: Scene) -> None:
     """Numbers change by themselves, and nothing jumps while they do."""
-    from playwright.async_api import expect
-
     async with scene.visit("operator", viewport=WIDE) as page:
         await page.add_init_script(SHIFTS)
         await page.goto("/")
@@ -124,17 +128,16 @@ async def test_the_overview_follows_what_happens(scene: Scene) -> None:
         before = int(re.sub(r"\D", "", await counted.inner_text()))
         for count in (1, 2, 3):
             await send(scene.settings, known.refused_events(1, 10 * count))
-            await expect(counted).to_have_text(
-                text("letters_lately", n=f"{before + count:,}"), timeout=30_000
-            )
-        await expect(page.locator("#flow polyline.in")).to_be_attached(timeout=30_000)
-        await expect(page.locator("[data-lost]")).to_be_hidden()
+            await says(counted, text("letters_lately", n=f"{before + count:,}"))
+        await page.locator("#flow polyline.in").wait_for(state="attached")
+        assert await page.locator("[data-lost]").is_hidden()
         assert await page.evaluate("window.shifted") < 0.1
+        await picture(page, "overview")
+        await page.emulate_media(color_scheme="dark")
+        await picture(page, "overview-dark")
 
 
 async def test_an_operator_finds_and_mends(scene: Scene) -> None:
-    from playwright.async_api import expect
-
     order = order_id(0)
     async with scene.visit("operator", viewport=WIDE) as page:
         for looked_for in (order[:8], "TRACK-0"):
@@ -142,9 +145,9 @@ async def test_an_operator_finds_and_mends(scene: Scene) -> None:
             await page.get_by_role("searchbox").fill(looked_for)
             await page.keyboard.press("Enter")
             await page.wait_for_url(f"**/orders/{order}")
-        await expect(page.locator("h1")).to_contain_text(order)
+        await says(page.locator("h1"), order)
         await page.get_by_role("link", name=EN["then"]).first.click()
-        await expect(page.locator(".note").first).to_contain_text(EN["as_of_shown"].partition("{")[0])
+        await says(page.locator(".note").first, EN["as_of_shown"].partition("{")[0])
         await page.get_by_role("link", name=EN["as_of_now"]).click()
         await _slide(page, order)
         await _repair(scene, page, order)
@@ -155,8 +158,17 @@ async def test_an_operator_finds_and_mends(scene: Scene) -> None:
         await page.get_by_role("link", name=EN["operations"]).click()
         for words in (("pause", "the lane is hot"), ("resume", "it is cold"), ("repair", "gone by hand")):
             shown = operations.filter(has_text=words[0]).filter(has_text=words[1])
-            await expect(shown).to_have_count(1)
-            await expect(shown).to_contain_text(EN["outcome_done"])
+            await says(shown, EN["outcome_done"])
+        await picture(page, "operations")
+
+
+async def _picture_order(page: Page) -> None:
+    await picture(page, "order")
+    await page.emulate_media(color_scheme="dark")
+    await page.set_viewport_size(NARROW)
+    await picture(page, "order-narrow")
+    await page.set_viewport_size(WIDE)
+    await page.emulate_media(color_scheme="light")
 
 
 async def _slide(page: Page, order: str) -> None:
@@ -167,13 +179,13 @@ async def _slide(page: Page, order: str) -> None:
     now = await head.inner_text()
     await slider.press("Home")
     await page.wait_for_url("**as_of=**")
-    await expect(page.locator(".note").first).to_contain_text(EN["as_of_shown"].partition("{")[0])
-    await expect(slider).to_be_focused()
+    await says(page.locator(".note").first, EN["as_of_shown"].partition("{")[0])
+    await expect(slider).to_be_focused(timeout=known.TIMEOUT_MS)
     assert await slider.get_attribute("aria-valuetext") == await page.locator(".slider output").inner_text()
     assert await page.get_by_label(EN["as_of"], exact=True).input_value() in page.url.replace("%3A", ":")
     await slider.press("End")
     await page.wait_for_url(f"**/orders/{order}")
-    await expect(head).to_have_text(now)
+    await says(head, now)
 
 
 async def _resolve_and_hold(page: Page) -> None:
@@ -206,19 +218,22 @@ async def _repair(scene: Scene, page: Page, order: str) -> None:
     await page.get_by_role("link", name=EN["repair"], exact=True).click()
     await page.get_by_label(EN["why_ask"]).fill("gone by hand")
     await page.get_by_role("button", name=EN["repair_rows"]).click()
-    assert "1 rows written" in await page.get_by_role("status").inner_text()
+    await says(page.get_by_role("status"), "1 rows written")
     await is_well_made(page)
     assert (await scene.fetch(count, order))[0][0] == 1
 
 
 async def _redrive(page: Page) -> None:
     await page.goto("/dead-letters?hours=0&state=new")
+    await picture(page, "dead-letters")
     await page.locator("a[href^='/dead-letters/']").first.click()
+    await page.get_by_role("link", name=EN["redrive"], exact=True).wait_for()
+    await picture(page, "dead-letter")
     await page.get_by_role("link", name=EN["redrive"], exact=True).click()
-    assert text("redrive_would", n=1) in await page.get_by_role("status").inner_text()
+    await says(page.get_by_role("status"), text("redrive_would", n=1))
     await page.get_by_label(EN["why_ask"]).fill("mended")
     await page.get_by_role("button", name=EN["redrive"]).click()
-    assert text("redrive_did", n=1) in await page.get_by_role("status").inner_text()
+    await says(page.get_by_role("status"), text("redrive_did", n=1))
 
 
 async def _pause(page: Page) -> None:
@@ -228,21 +243,24 @@ async def _pause(page: Page) -> None:
     await page.get_by_label(EN["name"]).fill("1")
     await page.get_by_label(EN["why_ask"]).fill("the lane is hot")
     await page.get_by_role("button", name=EN["pause"]).click()
-    assert text("pause_did", name="Lane 1") in await page.get_by_role("status").inner_text()
+    await says(page.get_by_role("status"), text("pause_did", name="Lane 1"))
     await is_well_made(page)
     paused = page.get_by_role("article")
-    assert "the lane is hot" in await paused.inner_text()
+    await says(paused, "the lane is hot")
     await paused.get_by_label(EN["why_ask"]).fill("it is cold")
     await paused.get_by_role("button", name=EN["resume"]).click()
-    assert EN["nothing_paused"] in await page.locator("main").inner_text()
+    await says(page.locator("main"), EN["nothing_paused"])
 
 
 async def test_what_waits_is_filtered_and_exported(scene: Scene, tmp_path: Path) -> None:
     async with scene.visit("support", viewport=WIDE) as page:
         await page.goto("/")
         await page.get_by_role("link", name=EN["work"], exact=True).click()
+        await page.locator(".doing a").first.wait_for()
+        await picture(page, "work")
         kind = await page.locator(".doing a").first.inner_text()
         await page.locator(".doing a").first.click()
+        await page.wait_for_url("**/work/attention?kind=*")
         kinds = await page.locator("tbody tr").all_inner_texts()
         assert kinds
         assert all(kind.split()[0] in row.replace("_", " ") for row in kinds)
@@ -269,37 +287,50 @@ async def test_support_cancels_and_grants(scene: Scene) -> None:
         await page.get_by_role("link", name=EN["grant"]).click()
         await page.get_by_label(EN["amount"]).fill("2.50")
         await page.get_by_label(EN["why_ask"]).fill("it was late")
-        await _look_and_send(page)
+        await _look(page)
+        await _send(page)
         await page.get_by_role("link", name=EN["back_to_order"]).click()
         await page.get_by_role("link", name=EN["cancel"]).click()
         await page.get_by_label(EN["seller"]).select_option(ANNA)
         await page.get_by_label(EN["why_ask"]).fill("asked by phone")
-        await _look_and_send(page)
+        await _look(page)
+        await is_well_made(page)
+        await picture(page, "cancel")
+        await _send(page)
         await page.get_by_role("link", name=EN["back_to_order"]).click()
-        await _until_shown(page, "order.cancel_requested")
-        await _until_shown(page, "refund.granted")
+        await page.wait_for_url(f"**/orders/{order}")
+        await _until_there(page, fact(page, "order.cancel_requested"))
+        await _until_there(page, fact(page, "refund.granted"))
+        await _until_there(page, page.locator(".card .mark", has_text=EN["refund_state_waits"]).nth(1))
+        await _picture_order(page)
         await page.get_by_role("link", name=EN["whatif"]).click()
         await page.get_by_role("button", name=EN["look"]).click()
-        assert "payment_id" in await page.get_by_role("alert").inner_text()
+        await says(page.get_by_role("alert"), "payment_id")
         await is_well_made(page)
 
 
-async def _look_and_send(page: Page) -> None:
+async def _look(page: Page) -> None:
     await page.get_by_role("button", name=EN["look"]).click()
     await page.get_by_role("heading", name=EN["would_change"]).wait_for()
-    await is_well_made(page)
+
+
+async def _send(page: Page) -> None:
     await page.get_by_role("button", name=EN["send_it"]).click()
-    assert EN["sent_place"].partition("{")[0] in await page.get_by_role("status").inner_text()
+    await says(page.get_by_role("status"), EN["sent_place"].partition("{")[0])
 
 
-async def _until_shown(page: Page, type_: str) -> None:
-    """Reload until the order has an event of this type, once the worker took it in."""
-    shown = page.locator(".timeline .type", has_text=type_)
+async def _until_there(page: Page, what: Locator) -> None:
+    """Reload until the page has it, once the worker took in what was sent."""
     for _ in range(300):
-        if await shown.count():
+        if await what.count():
             return
         await page.reload()
-    raise AssertionError(f"no {type_} on {page.url}")
+    raise AssertionError(f"{what} isn't on {page.url}")
+
+
+def fact(page: Page, type_: str) -> Locator:
+    """The order's event of this type, in its timeline."""
+    return page.locator(".timeline .type", has_text=type_)
 
 
 async def test_a_viewer_sees_nobody_and_changes_nothing(scene: Scene) -> None:
@@ -312,7 +343,6 @@ async def test_a_viewer_sees_nobody_and_changes_nothing(scene: Scene) -> None:
             assert known.SOMEBODY not in html
             assert "HYPERLINK" not in html
             assert await page.locator(forms).count() == 0
-            await is_well_made(page)
         for path in (f"/users/{known.SOMEBODY}", f"/orders/{order}/cancel", f"/repair/{order}", "/redrive"):
             refused = await page.goto(path)
             assert refused is not None
@@ -321,21 +351,23 @@ async def test_a_viewer_sees_nobody_and_changes_nothing(scene: Scene) -> None:
 
 
 async def test_a_session_that_is_over_leads_to_the_login_and_back(scene: Scene) -> None:
-    key = new_key(scene.store, "all")
+    key = known.new_key(scene.store, "dora", "all")
     async with scene.visit(viewport=WIDE) as page:
         await page.goto("/work/late?days=3")
         await log_in(page, key)
-        await page.wait_for_url("**/work/late?days=3")
+        await page.get_by_role("button", name=EN["log_out"]).wait_for()
+        assert page.url.endswith("/work/late?days=3")
         with changing(scene.store) as keys:
             del keys[-1]
         await page.reload()
-        assert EN["key_gone"] in await page.get_by_role("alert").inner_text()
+        await says(page.get_by_role("alert"), EN["key_gone"])
         await log_in(page, scene.keys["support"])
-        await page.wait_for_url("**/work/late?days=3")
+        await page.get_by_role("button", name=EN["log_out"]).wait_for()
+        assert page.url.endswith("/work/late?days=3")
         await page.get_by_role("button", name=EN["log_out"]).click()
         await page.wait_for_url("**/login")
         await page.goto("/work/late?days=3")
-        assert EN["sign_in"] in await page.get_by_role("alert").inner_text()
+        await says(page.get_by_role("alert"), EN["sign_in"])
 
 
 # -- by keyboard alone ---------------------------------------------------------------------------------------
@@ -392,4 +424,5 @@ async def test_an_order_is_cancelled_by_keyboard_alone(scene: Scene) -> None:
         await page.get_by_role("status").wait_for()
         await tab_to(page, EN["back_to_order"])
         await press("Enter")
-        await _until_shown(page, "order.cancel_requested")
+        await page.wait_for_url(f"**/orders/{order}")
+        await _until_there(page, fact(page, "order.cancel_requested"))
