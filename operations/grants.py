@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from audit import stores
-from contracts import bulk
+from contracts import bulk, outgoing
 from contracts import topics as names
 from errors import OrdersError
 from queries import cache
@@ -24,7 +24,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 PURPOSE: Final[dict[Role, str]] = {
     "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq",
     "worker": "orders worker --role realtime",
-    "reader": "orders api, show, wait, dlq list, bulk status",
+    "reader": "orders api, show, wait, attention, dlq list, bulk status",
     "bulk": "orders worker --role bulk, orders bulk submit",
     "audit": "orders audit, personal",
     "console": "orders console, status, operations",
@@ -35,6 +35,8 @@ PURPOSE: Final[dict[Role, str]] = {
 _LETTERS: Final = (names.DLQ, names.REDRIVEN, names.RESOLVED)
 _LEDGERS: Final = (names.REDRIVEN, names.RESOLVED, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
 """What the commands of a person note."""
+NOTICES: Final = tuple(spec.type for spec in outgoing.DERIVED if spec.varies == "notice")
+"""What `orders rebuild notices` sends."""
 
 
 class UnusableName(OrdersError):
@@ -62,7 +64,7 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "DescribeConfigs": every,
             "Alter": every,
             "Read": every,
-            "Write": (*names.LANE, settings.changelog_topic, *_LEDGERS),
+            "Write": (*names.LANE, *NOTICES, settings.changelog_topic, *_LEDGERS),
         },
         "worker": {
             "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS, names.CONTROL),

@@ -11,7 +11,7 @@ import pytest
 from app import create_app
 from cli import main
 from contracts import topics as names
-from operations import grants
+from operations import grants, whatif
 from operations.grants import ROLES, Role, acl_lines, acl_user, acls, cache_rights, grant_lines
 from settings import Settings, get_settings
 from streams import topics
@@ -61,6 +61,7 @@ def test_only_those_write_who_have_to() -> None:
     assert not writes["audit"]
     assert settings.changelog_topic not in writes["bulk"]
     assert names.REDRIVEN in writes["owner"] - writes["worker"]
+    assert set(grants.NOTICES) == set(whatif.NOTICES) <= writes["owner"], "orders rebuild notices sends them"
     assert allowed("reader", Settings(api_write=True))["Write"] == set(names.INPUT)
 
 
