@@ -50,12 +50,21 @@ def _print_files(report: Report, console: Terminal) -> None:
     for file in report.files:
         table.add(file.path, file.kind, f"{file.lines:,}", f"{file.refused:,}", f"{file.left_out:,}")
     console.print(table)
-    for file in report.files:
-        if file.ignored:
-            columns = ", ".join(map(printable, file.ignored))
-            _say(console, f"{printable(file.path)}: ignored columns: {columns}", "yellow")
+    for path, ignored in _ignored(report).items():
+        if ignored:
+            columns = ", ".join(map(printable, ignored))
+            _say(console, f"{printable(path)}: ignored columns: {columns}", "yellow")
     if report.live_from is not None:
         console.print(f"history until {report.live_from}")
+
+
+def _ignored(report: Report) -> dict[str, list[str]]:
+    """Path -> columns that nothing was read from. One file may be read for orders, payments and more."""
+    columns: dict[str, list[str]] = {}
+    for file in report.files:
+        before = columns.get(file.path, file.ignored)
+        columns[file.path] = [column for column in before if column in file.ignored]
+    return columns
 
 
 def _print_orders(report: Report, console: Terminal) -> None:

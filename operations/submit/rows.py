@@ -263,7 +263,8 @@ class Csv:
             why = Refused(errors.FIELD_MALFORMED, _told(error))
         text = held[0] if len(held) == 1 else "".join(held)
         if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-            why = Refused(errors.FIELD_MALFORMED, f"not {self._encoding}")
+            remedy = "save it as UTF-8, or name how it is written in a mapping ([file] encoding)"
+            why = Refused(errors.FIELD_MALFORMED, f"not {self._encoding}: {remedy}")
         elif "\0" in text:
             why = Refused(errors.FIELD_MALFORMED, "it holds a NUL")
         return Record(number, cells, why, text)

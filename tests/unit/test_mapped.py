@@ -67,10 +67,10 @@ def test_encodings() -> None:
         assert [order | {"id": ""} for order in orders] == [order | {"id": ""} for order in expected]
     named = ERP.replace("[file]", '[file]\nencoding = "cp1252"')
     assert sent(ERP_FILE.encode("cp1252"), named)[0][0]["items"] == expected[0]["items"]
-    assert sent(ERP_FILE.encode("cp1252").replace(b"Griff", b"Gr\x81ff"), named)[1] == [
-        (2, errors.FIELD_MALFORMED, "in line 3: not cp1252")
-    ]
-    assert sent(ERP_FILE.encode("latin-1", "replace"))[1][0][2] == "not UTF-8"
+    ((*refused, detail),) = sent(ERP_FILE.encode("cp1252").replace(b"Griff", b"Gr\x81ff"), named)[1]
+    assert refused == [2, errors.FIELD_MALFORMED]
+    assert detail.startswith("in line 3: not cp1252: save it ")
+    assert sent(ERP_FILE.encode("latin-1", "replace"))[1][0][2].startswith("not UTF-8: save ")
     for content, mapping, what in [
         (ERP_FILE.encode("utf-16"), named, "its byte order mark says utf-16, the mapping cp1252"),
         (ERP_FILE.encode("utf-16") + b"\x00", ERP, "not UTF-16 somewhere after line"),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from contracts.errors import Refused
 from domain import effects, events
 from domain.anomalies import anomalies
 from domain.deadlines import pending
@@ -19,6 +20,7 @@ from tests.unit.builders import (
     STRANGER,
     OrderBuilder,
     day,
+    event,
     item_id,
     line,
     made_id,
@@ -512,3 +514,14 @@ def test_a_promise_of_a_stranger_is_refused() -> None:
             "data": {"order_id": ORDER, "seller_id": STRANGER, "ship_by": "2026-01-01T09:00:00+00:00"},
         }
     )
+
+
+@pytest.mark.parametrize("verb", ["completed", "failed"])
+@pytest.mark.parametrize("attempt", [0, 101, -1, 1.5, "2", None])
+def test_an_attempt_that_cannot_be_is_refused(verb: str, attempt: Any) -> None:
+    data = {"order_id": ORDER, "refund_id": made_id("refund:0"), "attempt": attempt}
+    with pytest.raises(Refused, match=r"\$\.attempt") as refusal:
+        event(f"refund.{verb}", data | ({"reason": "closed"} if verb == "failed" else {}))
+    assert refusal.value.code == "field_malformed"
+    for good in (1, 100):
+        event(f"refund.{verb}", data | {"attempt": good, "reason": "closed"})

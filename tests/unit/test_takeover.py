@@ -13,11 +13,13 @@ import pytest
 
 from cli import importing
 from cli.main import run
+from cli.takeover_report import _ignored
 from contracts import ids
 from operations.submit.cutover import CutOver
 from operations.submit.files import USUAL
 from operations.submit.jobs import Job, prepare
 from operations.takeover.plan import Plan
+from operations.takeover.report import File, Report
 from operations.takeover.sending import Outcome, Sent, job_of
 from operations.takeover.sources import found
 from settings import Settings
@@ -415,3 +417,14 @@ def test_cancellations_become_two_kinds_of_events(tmp_path: Path) -> None:
     assert [value.get("seller_id") for _, _, value in direct] == [None, ANNA, BORIS]
     ours = ids.uuid5_text(bytes.fromhex(order_id(4).replace("-", "")), f"reservation:{ANNA}")
     assert direct[1][2]["reservation_id"] != ours, "that one is for what we reserve"
+
+
+def test_a_file_that_is_read_for_several_kinds_has_one_list_of_columns_that_nobody_reads() -> None:
+    """A column that one of them reads isn't ignored."""
+    read = [
+        ("x.csv", "orders", ["Paid at", "Notes", "Tags"]),
+        ("x.csv", "payments", ["Total", "Notes", "Tags"]),
+    ]
+    other = ("y.csv", "returns", ["Total"])
+    files = [File(path, kind, 1, 0, 0, ignored) for path, kind, ignored in (*read, other)]
+    assert _ignored(Report(files=files)) == {"x.csv": ["Notes", "Tags"], "y.csv": ["Total"]}
