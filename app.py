@@ -33,7 +33,9 @@ from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
 from streams.reports import name_of, report
 from streams.tracing import traced, tracer
-from streams.transport import BatchApp, Batches, OpenLane
+from streams.transport.agents import Batches
+from streams.transport.app import BatchApp
+from streams.transport.batch import OpenLane
 from streams.watermark import Watermark
 from tables.codec import due_of, is_state, version_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from msgspec import to_builtins
@@ -17,10 +17,11 @@ from contracts import times
 from contracts.errors import Refused
 from domain.anomalies import KINDS
 from errors import OrdersError
-from queries.attention import AttentionPage, attention_counts, open_attention
-from queries.databases import Databases
-from queries.errors import Unavailable
 from settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from queries.attention import AttentionPage
+
 
 MOST: Final = 100
 """Rows that are shown unless more are asked for."""
@@ -69,6 +70,10 @@ def attention_command(
 async def _read(
     settings: Settings, limit: int, kind: str | None, since: datetime | None
 ) -> tuple[dict[str, int], AttentionPage]:
+    from queries.attention import attention_counts, open_attention
+    from queries.databases import Databases
+    from queries.errors import Unavailable
+
     databases = Databases(settings)
     try:
         counts = await attention_counts(databases)

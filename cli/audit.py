@@ -8,17 +8,19 @@ import signal
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from audit.findings import CHECKS, Finding, Report
-from audit.follow import Follower, Told
 from cli.terminal import Rows, Terminal, messages, output, progress
 from cli.text import printable
-from operations.auditing import audit, follow, target_of
 from settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from audit.findings import Finding, Report
+    from audit.follow import Follower, Told
+
 
 Follows = Annotated[
     bool,
@@ -102,8 +104,8 @@ def audit_command(
         options = {"interval": interval, "rate": sweep, "full": full}
         raise typer.Exit(asyncio.run(_follow(get_settings(), cache=cache, json=json, **options)))
     with progress("audit", quiet=json, transient=False) as bar:
-        target = target_of(get_settings(), cache=cache, tables=tables, checkpoints=True)
-        report = asyncio.run(audit(target, max_findings=max_findings, progress=bar.work, full=full))
+        options = {"max_findings": max_findings, "progress": bar.work, "full": full}
+        report = _audited(get_settings(), cache=cache, tables=tables, **options)
     if json:
         print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))
     else:
@@ -112,9 +114,18 @@ def audit_command(
         raise typer.Exit(1)
 
 
+def _audited(settings: Settings, *, cache: bool, tables: bool, **options: Any) -> Report:
+    from operations.auditing import audit, target_of
+
+    target = target_of(settings, cache=cache, tables=tables, checkpoints=True)
+    return asyncio.run(audit(target, **options))
+
+
 async def _follow(settings: Settings, *, cache: bool, json: bool, **options: Any) -> int:
     """Follow until a signal comes; returns the exit code."""
+    from audit.follow import Follower
     from cli.probes import serve
+    from operations.auditing import follow, target_of
     from streams import metrics
     from streams.probes import Health
 
@@ -184,6 +195,8 @@ def _line(news: Told) -> Text:
 
 def show(report: Report, console: Terminal) -> None:
     """Print a report for a person: what was checked, what is broken, what is worth knowing."""
+    from audit.findings import CHECKS
+
     checks = Rows(
         "check",
         "invariant",

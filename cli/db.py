@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,11 @@ from cli.noting import Reason, noted
 from cli.terminal import Rows, Wide, confirmed, interactive, output
 from cli.text import printable, say
 from errors import OrdersError
-from operations.postgres import locks, partitions, references, regions
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.postgres import locks, partitions, references
+
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -70,6 +73,8 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
                 f"see orders db {ctx.invoked_subcommand} --help",
             )
         return
+    from operations.postgres import partitions, references
+
     overview = asyncio.run(partitions.overview(get_settings()))
     links = asyncio.run(references.listed(get_settings()))
     if as_json:
@@ -109,6 +114,8 @@ def locks_command(as_json: Json = False) -> None:
 
     Example: [bold]orders db locks[/bold]
     """
+    from operations.postgres import locks
+
     holders = asyncio.run(locks.holders(get_settings()))
     if as_json:
         print(json.dumps({"holders": [asdict(each) for each in holders]}))
@@ -159,6 +166,8 @@ def link_command(
 
     Example: [bold]orders db link --users accounts_user --products products_product[/bold]
     """
+    from operations.postgres import references
+
     tables = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
     targets = {kind: tables[kind] or "" for kind in references.KINDS if tables[kind] is not None}
     if not targets:
@@ -209,6 +218,8 @@ def unlink_command(
 
     Example: [bold]orders db unlink users[/bold]
     """
+    from operations.postgres import references
+
     if not kinds and not as_json and interactive():
         links = asyncio.run(references.listed(get_settings()))
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
@@ -340,6 +351,8 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
+    from operations.postgres import regions
+
     settings = get_settings()
     with noted(settings, "db regions add", why):
         added = asyncio.run(regions.add(settings, names, timeout, _say))
@@ -366,6 +379,8 @@ def list_command(as_json: Json = False) -> None:
 
     Example: [bold]orders db regions list[/bold]
     """
+    from operations.postgres import regions
+
     listed = asyncio.run(regions.listed(get_settings()))
     own = sorted(name for name, count in listed.items() if count is None)
     default = {

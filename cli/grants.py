@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cli.text import say
-from operations.grants import PURPOSE, acl_lines, acl_user, acls, cache_rights, documents, grant_lines, grants
+from operations.roles import PURPOSE
 from settings import get_settings
 
 
@@ -71,6 +71,8 @@ def kafka_command(
 
     Example: orders grants kafka --role worker --principal w1 | sh -s -- --bootstrap-server HOST:PORT
     """
+    from operations.grants import acl_lines, acls
+
     settings, name = get_settings(), _name(principal, role)
     if as_json:
         _json(role, name, "kafka")
@@ -87,6 +89,8 @@ def postgres_command(role: Role, user: User = None, as_json: AsJson = False) -> 
 
     Example: orders grants postgres --role worker --user w1 | psql -d orders
     """
+    from operations.grants import grant_lines, grants
+
     name = _name(user, role)
     if as_json:
         _json(role, name, "postgres")
@@ -101,6 +105,8 @@ def redis_command(role: Role, user: User = None, as_json: AsJson = False) -> Non
 
     Example: orders grants redis --role reader --user api | redis-cli
     """
+    from operations.grants import acl_user, cache_rights
+
     name = _name(user, role)
     if as_json:
         _json(role, name, "redis")
@@ -117,6 +123,8 @@ def _name(given: str | None, role: RoleName) -> str:
 
 
 def _json(role: RoleName, name: str, server: str) -> None:
+    from operations.grants import documents
+
     print(json.dumps(documents(role.value, get_settings(), name, server), indent=2))
 
 

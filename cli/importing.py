@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -16,13 +16,14 @@ from cli.noting import Reason, noted
 from cli.takeover_report import print_outcome, print_report, print_sent
 from cli.terminal import Bar, progress
 from errors import OrdersError
-from operations.servers import require
-from operations.submit.cutover import CutOver
-from operations.takeover.plan import Plan
 from operations.takeover.report import Refused
-from operations.takeover.sending import Outcome, Sent, compare, send_all, taken_in
 from operations.takeover.sources import KINDS, found
 from settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from operations.takeover.plan import Plan
+    from operations.takeover.sending import Outcome, Sent
+
 
 Folder = Annotated[
     Path | None,
@@ -120,6 +121,9 @@ def import_command(
     Example: [bold]orders import --orders orders_export.csv --payments orders_export.csv --mapping shopify
     --live-from 2026-03-10T12:00:00Z[/bold]
     """
+    from operations.submit.cutover import CutOver
+    from operations.takeover.plan import Plan
+
     settings = get_settings()
     sources = found(folder, _named(orders, payments, shipments, returns, cancellations), mapping or ())
     cut_over = CutOver.of(settings, live_from)
@@ -156,6 +160,9 @@ def _named(*files: list[Path] | None) -> dict[str, list[str]]:
 async def _run(
     settings: Settings, plan: Plan, stack: ExitStack, shown: _Shown, timeout: float | None, no_wait: bool
 ) -> tuple[list[Sent], Outcome | None]:
+    from operations.servers import require
+    from operations.takeover.sending import compare, send_all, taken_in
+
     await require(settings, schema=True)
     sent = await send_all(settings, plan, stack, shown.show)
     if no_wait:

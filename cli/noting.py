@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from aiokafka.errors import KafkaError
 
 from cli.terminal import messages
 from cli.text import one_line
 from errors import OrdersError
-from operations import journal
 from settings import Settings
+
+if TYPE_CHECKING:
+    from operations import journal
+
 
 _HELP: Final = "Why this is done, for orders operations."
 
@@ -47,6 +49,8 @@ def noted(settings: Settings, command: str, why: str | None, *, unless: bool = F
     if unless:
         yield result
         return
+    from operations import journal  # what asks Kafka: orders --help needs none of it
+
     given = LINE.get()[len(command.split()) :]
     operation = asyncio.run(
         journal.begin(settings, command, by=journal.somebody(), arguments=_shown(given, why), why=why)
@@ -84,6 +88,10 @@ def _shown(words: tuple[str, ...], why: str | None) -> list[str]:
 def _end(
     settings: Settings, operation: journal.Operation, outcome: journal.Outcome, detail: str | None
 ) -> None:
+    from aiokafka.errors import KafkaError
+
+    from operations import journal
+
     try:
         asyncio.run(journal.end(settings, operation, outcome, detail))
     except (KafkaError, OrdersError, OSError) as error:

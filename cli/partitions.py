@@ -12,7 +12,6 @@ import typer
 from cli.noting import Reason, noted
 from cli.terminal import progress
 from cli.text import say
-from operations import repartition
 from settings import get_settings
 
 
@@ -46,6 +45,8 @@ def partitions_command(
 
     Example: [bold]orders partitions --to 24[/bold]
     """
+    from operations import repartition
+
     settings = get_settings()
     if to is None:
         counts, lanes = asyncio.run(repartition.look(settings))

@@ -7,7 +7,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -15,8 +15,10 @@ import typer
 from cli.dlq import lossless
 from cli.terminal import progress
 from errors import OrdersError
-from operations.personal import SECTIONS, Found, held
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.personal import Found
 
 
 def personal_command(
@@ -40,6 +42,8 @@ def personal_command(
 
     Example: orders personal 4e8d1b7a-26c9-4f35-9a60-d7b3e5c81f02 > user.json
     """
+    from operations.personal import held
+
     try:
         user_id = UUID(user)
     except ValueError:
@@ -57,6 +61,8 @@ def personal_command(
 
 async def _print(user: UUID, entries: AsyncIterator[Found]) -> None:
     """One line an entry, as they come: a user's orders may have more records than memory has room for."""
+    from operations.personal import SECTIONS
+
     # Nothing is printed before the first entry: until then a server may turn out to be away.
     before, between = f'{{\n"user_id": "{user}"', ""
     sections, section = iter(SECTIONS), ""

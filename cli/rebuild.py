@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -14,11 +14,14 @@ from rich.text import Text
 from cli.noting import Reason, noted
 from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
 from cli.text import printable, say
-from operations import notices, rebuild
-from operations.differences import Differences
-from operations.postgres.compare import Difference
-from operations.postgres.shadow import DEFAULT
+from operations.postgres import SHADOW
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.differences import Differences
+    from operations.notices import NoticesResult
+    from operations.postgres.compare import Difference
+
 
 app = typer.Typer(
     help=(
@@ -46,7 +49,7 @@ def _rebuild() -> None:
 
 
 @app.command("start")
-def start_command(schema: Schema = DEFAULT, why: Reason = None, as_json: Json = False) -> None:
+def start_command(schema: Schema = SHADOW, why: Reason = None, as_json: Json = False) -> None:
     """Replay the log into a shadow schema, up to what the group has committed.
 
     Workers may run; nothing live is written.
@@ -56,6 +59,8 @@ def start_command(schema: Schema = DEFAULT, why: Reason = None, as_json: Json = 
 
     Example: [bold]orders rebuild start && orders rebuild diff[/bold]
     """
+    from operations import rebuild
+
     settings = get_settings()
     with noted(settings, "rebuild start", why), progress(quiet=as_json, rate=True) as bar:
         records, seconds = asyncio.run(rebuild.start(settings, schema, bar.show, bar.step, bar.say))
@@ -67,7 +72,7 @@ def start_command(schema: Schema = DEFAULT, why: Reason = None, as_json: Json = 
 
 
 @app.command("diff")
-def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Json = False) -> None:
+def diff_command(schema: Schema = SHADOW, examples: Examples = 10, as_json: Json = False) -> None:
     """Compare the shadow's rows with the live ones.
 
     Workers may run; what they change meanwhile is no difference.
@@ -76,6 +81,8 @@ def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Jso
 
     Example: [bold]orders rebuild diff --json[/bold]
     """
+    from operations import rebuild
+
     with progress(quiet=as_json, rate=True) as bar:
         differences = asyncio.run(rebuild.diff(get_settings(), schema, examples, bar.show, bar.step))
     if as_json:
@@ -88,7 +95,7 @@ def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Jso
 
 @app.command("switch")
 def switch_command(
-    schema: Schema = DEFAULT,
+    schema: Schema = SHADOW,
     cache: Annotated[
         bool,
         typer.Option(
@@ -109,6 +116,8 @@ def switch_command(
 
     Example: [bold]orders rebuild switch && orders audit[/bold]
     """
+    from operations import rebuild
+
     settings = get_settings()
     with noted(settings, "rebuild switch", why), progress(quiet=as_json, rate=True) as bar:
         done = asyncio.run(rebuild.switch(settings, schema, cache, timeout, bar.show, bar.step))
@@ -129,6 +138,8 @@ def status_command(wide: Wide = False, as_json: Json = False) -> None:
 
     Example: [bold]orders rebuild status[/bold]
     """
+    from operations import rebuild
+
     rows = asyncio.run(rebuild.status(get_settings()))
     if as_json:
         print(json.dumps({"schemas": [{**row, "left": row["lag"]} for row in rows]}))
@@ -163,6 +174,8 @@ def drop_command(
 
     Example: [bold]orders rebuild drop orders_before_1[/bold]
     """
+    from operations import rebuild
+
     if not schemas and not as_json and interactive():
         names = [row["schema"] for row in asyncio.run(rebuild.status(get_settings()))]
         if names and not confirmed(f"{', '.join(map(printable, names))}: drop all of them?"):
@@ -197,6 +210,8 @@ def notices_command(
 
     Example: [bold]orders rebuild notices --dry-run; orders rebuild notices --send[/bold]
     """
+    from operations import notices
+
     settings = get_settings()
     with noted(settings, "rebuild notices", why, unless=not send), progress(quiet=as_json) as bar:
         work = notices.notices(settings, send=send, examples=examples, progress=bar.show, say=bar.step)
@@ -209,7 +224,7 @@ def notices_command(
         raise typer.Exit(1)
 
 
-def show_notices(result: notices.NoticesResult, console: Terminal) -> None:
+def show_notices(result: NoticesResult, console: Terminal) -> None:
     """Print what readers should have been told, for a person."""
     summary = f"of {result.orders:,} readers should have been told something"
     console.print(f"{result.compared:,} orders compared; {summary}")

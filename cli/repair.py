@@ -6,7 +6,7 @@ import asyncio
 import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 import typer
@@ -17,9 +17,11 @@ from cli.noting import Reason, noted
 from cli.terminal import output, progress
 from cli.text import printable, say
 from errors import OrdersError
-from operations.repair import RepairResult, repair
-from operations.rows import repair_rows
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.repair import RepairResult
+
 
 MOST_TEXT: Final = 64 << 20
 """Characters of a file of ids."""
@@ -81,6 +83,8 @@ def repair_command(
         _repair_rows(order_ids, why, dry_run=dry_run, as_json=json)
         return
     settings = get_settings()
+    from operations.repair import repair
+
     with noted(settings, "repair", why, unless=dry_run), progress("audit", quiet=json) as bar:
         options: dict[str, Any] = {"dry_run": dry_run, "cache": cache, "max_findings": max_findings}
         outcome = asyncio.run(repair(settings, order_ids, progress=bar.work, **options))
@@ -93,6 +97,8 @@ def repair_command(
 
 
 def _repair_rows(ids: frozenset[str] | None, why: str | None, *, dry_run: bool, as_json: bool) -> None:
+    from operations.rows import repair_rows
+
     settings = get_settings()
     with noted(settings, "repair", why, unless=dry_run), progress("rows", quiet=as_json) as bar:
         result = asyncio.run(repair_rows(settings, ids, dry_run=dry_run, progress=bar.work))

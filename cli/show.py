@@ -17,11 +17,7 @@ from cli.text import printable, second
 from console import order_view
 from contracts import ids, times
 from contracts.errors import Refused
-from domain import explain
 from errors import OrdersError
-from queries.databases import orders_of_cart
-from queries.errors import Unavailable
-from queries.state import read_state
 from settings import get_settings
 
 COLOURS = {
@@ -82,6 +78,9 @@ def show_command(
 
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6 --as-of 2026-03-10T12:00:00Z
     """
+    from domain import explain
+    from queries.state import read_state
+
     given = [each for each in (order_id, cart, checkout) if each is not None]
     if len(given) != 1:
         raise OrdersError(
@@ -117,6 +116,9 @@ def _uuid(text: str) -> UUID:
 
 
 def _of_cart(cart_id: UUID) -> Sequence[UUID]:
+    from queries.databases import orders_of_cart
+    from queries.errors import Unavailable
+
     try:
         return asyncio.run(orders_of_cart(get_settings(), cart_id))
     except Unavailable as error:

@@ -17,7 +17,6 @@ from rich.text import Text
 from cli.terminal import Rows, Wide, messages, output
 from cli.text import printable, say
 from errors import OrdersError
-from operations.secured import USERS, allow, settings_of
 
 if TYPE_CHECKING:
     from stack import Stack
@@ -67,13 +66,14 @@ def up(
     With --secure the values lead to files with the secrets, which only you can read, and to a user with all
     roles; `orders stack env --user orders-worker` gives those of one role.
     """
+    from operations import secured
     from stack import Stack
 
     with _shown("starting the servers") as progress:
-        stack = Stack.start(dir, brokers, replica, users=USERS if secure else (), progress=progress)
+        stack = Stack.start(dir, brokers, replica, users=secured.USERS if secure else (), progress=progress)
         if stack.users:
             progress("giving rights")
-            asyncio.run(allow(settings_of(stack.admin), stack.users))
+            asyncio.run(secured.allow(secured.settings_of(stack.admin), stack.users))
     if as_json:
         print(json.dumps(stack.env, indent=2))
         return

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from aiokafka.errors import KafkaError
 from msgspec import to_builtins
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -20,10 +19,12 @@ from rich.text import Text
 
 from cli.terminal import Cell, Rows, Wide, output
 from cli.text import printable
-from operations.answers import failed
-from operations.status import LATELY_SECONDS, LaneStatus, Status, StatusReader
 from settings import Settings, get_settings
 from streams.levels import ALL
+
+if TYPE_CHECKING:
+    from operations.status import LaneStatus, Status
+
 
 WATCH_SECONDS: Final = 2.0
 
@@ -58,12 +59,19 @@ def status_command(
 
 
 async def _once(settings: Settings) -> Status:
+    from operations.status import StatusReader
+
     async with StatusReader(settings) as reader:
         return await reader.look()
 
 
 async def _watch(settings: Settings, *, wide: bool, as_json: bool) -> None:
     """Show it until cancelled. A server that goes away is shown, and asked anew."""
+    from aiokafka.errors import KafkaError
+
+    from operations.answers import failed
+    from operations.status import StatusReader
+
     console = output()
     with ExitStack() as stack:
         live = None
@@ -93,6 +101,8 @@ async def _watch(settings: Settings, *, wide: bool, as_json: bool) -> None:
 
 def document(status: Status) -> dict[str, Any]:
     """As JSON."""
+    from operations.status import LATELY_SECONDS
+
     return {
         "at": _moment(status.at),
         "problems": status.problems,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cli.terminal import Rows, Terminal, output
 from cli.text import printable
 from contracts import money
 from operations.takeover.report import STATUSES, Report
-from operations.takeover.sending import Outcome, Sent
+
+if TYPE_CHECKING:
+    from operations.takeover.sending import Outcome, Sent
+
 
 SHOWN: Final = 20
 """Lines and orders that a person is shown."""

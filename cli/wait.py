@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.terminal import progress
 from cli.text import say
-from operations.wait import WaitResult, wait
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.wait import WaitResult
 
 
 def wait_command(
@@ -34,6 +36,8 @@ def wait_command(
 
     Example: [bold]orders wait --timeout 60[/bold]
     """
+    from operations.wait import wait
+
     with progress("processed") as bar:
         outcome = asyncio.run(
             wait(

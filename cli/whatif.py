@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,8 +13,11 @@ from rich.text import Text
 from cli.rebuild import document, show, sides
 from cli.terminal import Terminal, output, progress
 from cli.text import printable
-from operations.whatif import Deadlines, EventDifference, EventKind, Published, WhatIfResult, whatif
 from settings import get_settings
+
+if TYPE_CHECKING:
+    from operations.whatif import Deadlines, EventDifference, EventKind, Published, WhatIfResult
+
 
 KINDS: dict[EventKind, str] = {
     "missing": "would be published and weren't",
@@ -53,6 +56,8 @@ def whatif_command(
 
         ORDERS_PAYMENT_DEADLINE=7200 orders whatif --examples 3
     """
+    from operations.whatif import whatif
+
     with progress(quiet=as_json, rate=True) as bar:
         result = asyncio.run(whatif(get_settings(), examples, bar.show, bar.step))
     if as_json:

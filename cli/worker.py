@@ -68,7 +68,7 @@ def worker_command(
     from cli.probes import serve
     from operations.pause import hold
     from streams.reports import report_of
-    from streams.transport import run_worker
+    from streams.transport.worker import run_worker
 
     gc.enable()
     configure(settings, name)

@@ -18,8 +18,8 @@ from operations.grouplock import GroupLock
 from operations.history import HistoryReader
 from operations.replay import LocalStates
 from settings import Settings
-from streams.transport import OutRecord
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
+from streams.transport.records import OutRecord
 from streams.transport.table import newest, of_states
 from tables import codec
 

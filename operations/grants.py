@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple
 
 from audit import stores
 from contracts import bulk, outgoing
 from contracts import topics as names
 from errors import OrdersError
+from operations.roles import Role
 from queries import cache
 from settings import Settings
 from sinks import bulk as jobs
@@ -18,19 +19,6 @@ from sinks import redis as sink
 from sinks.postgres import statement
 from sinks.schema import TABLES, VIEWS
 from streams import topics
-
-Role = Literal["owner", "worker", "reader", "bulk", "audit", "console"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
-PURPOSE: Final[dict[Role, str]] = {
-    "owner": "orders init, keys, partitions, db, repair, rebuild, pause, resume, dlq",
-    "worker": "orders worker --role realtime",
-    "reader": "orders api, show, wait, attention, dlq list, bulk status",
-    "bulk": "orders worker --role bulk, orders bulk submit",
-    "audit": "orders audit, personal",
-    "console": "orders console, status, operations",
-}
-"""The commands that each role can run."""
-
 
 _LETTERS: Final = (names.DLQ, names.REDRIVEN, names.RESOLVED)
 _LEDGERS: Final = (names.REDRIVEN, names.RESOLVED, names.PARTITIONS, names.CONTROL, names.OPERATIONS)

@@ -57,7 +57,7 @@ from settings import Settings
 from streams.dead_letters import Record, rekeyed_from
 from streams.lag import total
 from streams.lanes import lanes, sources
-from streams.transport import OutRecord
+from streams.transport.records import OutRecord
 from tables import codec
 
 STATUS_CHANGED: Final = "order.status_changed"

@@ -33,8 +33,8 @@ from sinks.redis import CHECKPOINT_TTL, checkpoint_key
 from streams import topics
 from streams.lanes import Lanes, noted
 from streams.partitioner import partition_of
-from streams.transport import OutRecord
 from streams.transport.producer import LaneProducer
+from streams.transport.records import OutRecord
 from streams.transport.table import of_states
 from tables import codec
 

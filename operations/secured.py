@@ -26,18 +26,8 @@ from aiokafka.protocol.types import (
 )
 
 from contracts import topics as names
-from operations.grants import (
-    DATABASE,
-    ROLES,
-    Acl,
-    CacheRights,
-    Role,
-    acl_user,
-    acls,
-    cache_rights,
-    grant_lines,
-    grants,
-)
+from operations.grants import DATABASE, Acl, CacheRights, acl_user, acls, cache_rights, grant_lines, grants
+from operations.roles import ROLES, Role
 from settings import SECRET_FILES, Settings
 from sinks import connection
 from sinks.clients import open_client

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from settings import Settings
 from sinks.redis import CacheCheckpoint, RedisSink, Written, checkpoint_key
 from sinks.rows import CacheEntry
-from streams.transport import LaneBatch, OpenLane
+from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.delivery import Stale, describe
 from tables import codec
 

@@ -46,7 +46,7 @@ from settings import Settings
 from sinks.rows import CacheEntry, NotedAttention, RowBatch
 from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, record_id_of, rekeyed_from
 from streams.partitioner import partition_of
-from streams.transport import Moved, OutRecord, Slice
+from streams.transport.records import Moved, OutRecord, Slice
 from tables import codec
 from wire import unreadable
 

@@ -14,7 +14,7 @@ from streams import metrics
 from streams.control import Control
 from streams.probes import Health
 from streams.reports import LaneReport, WorkerReport, report_of
-from streams.transport import BatchApp
+from streams.transport.app import BatchApp
 
 STILL_SECONDS: Final = 20.0
 """Seconds without progress, waiting for no server, after which a lane counts as stuck."""

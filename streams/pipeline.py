@@ -25,7 +25,8 @@ from streams import metrics
 from streams.cache import CacheKeeper
 from streams.flood import Flood
 from streams.folder import BatchFolder, BatchOutput
-from streams.transport import LaneBatch, Record
+from streams.transport.batch import LaneBatch
+from streams.transport.records import Record
 
 Step = Callable[[LaneBatch, "BatchOutput"], Awaitable[None]]
 """One of steps 3 to 6."""

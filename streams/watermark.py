@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from contracts import ids
 from streams import metrics
-from streams.transport import OpenLane
+from streams.transport.batch import OpenLane
 from streams.transport.delivery import Stale, Verdict, judge
 from tables import codec
 

@@ -18,11 +18,21 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 from cli.main import SUBCOMMANDS
 
-IMPORTED = ("app", "cli.logs", "uvloop", "pytest", *(each.module for each in SUBCOMMANDS), "tests.frozen")
+ROOT = Path(__file__).parent.parent
+
+_PACKAGES = ("audit", "operations", "queries", "sinks", "streams")
+"""What commands import when they run."""
+IMPORTED = (
+    *("app", "cli.logs", "uvloop", "pytest"),
+    *(each.module for each in SUBCOMMANDS),
+    *(each.name for package in _PACKAGES for each in walk_packages([str(ROOT / package)], f"{package}.")),
+    "tests.frozen",
+)
 """What the process that is forked has imported. None of it reads settings when it is imported."""
 
 

@@ -1,0 +1,4 @@
+from typing import Final
+
+SHADOW: Final = "orders_rebuild"
+"""The schema of a rebuild, unless another is named."""

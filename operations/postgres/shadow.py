@@ -15,12 +15,11 @@ from typing import Final
 import asyncpg
 
 from errors import OrdersError
-from operations.postgres import ddl
+from operations.postgres import SHADOW, ddl
 from settings import Settings
 from sinks.migrate import LOCK
 from sinks.schema import TABLES
 
-DEFAULT: Final = "orders_rebuild"
 BEFORE: Final = "orders_before_"
 """What the tables that were live are kept under, with a number."""
 _NOTE: Final = "rebuild"
@@ -77,7 +76,7 @@ def require_name(schema: str) -> None:
             "take small letters, digits and _, 41 at most, no digit first",
         )
     if schema in ("public", "information_schema") or schema.startswith(("pg_", BEFORE)):
-        raise SchemaTaken(f"{schema!r} is a schema of others", f"choose another name, such as {DEFAULT}")
+        raise SchemaTaken(f"{schema!r} is a schema of others", f"choose another name, such as {SHADOW}")
 
 
 async def listed(connection: ddl.Connection) -> list[Shadow]:

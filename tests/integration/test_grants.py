@@ -24,8 +24,9 @@ from api.app import create_app
 from audit import stores
 from audit.follow import Follower, Told
 from operations.auditing import cache_of, target_of
-from operations.grants import ROLES, Role, acl_user, cache_rights, grant_lines, grants
+from operations.grants import acl_user, cache_rights, grant_lines, grants
 from operations.postgres import ddl
+from operations.roles import ROLES, Role
 from queries import cache
 from settings import Settings, get_settings
 from sinks import migrate

@@ -12,7 +12,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from operations.grouplock import GroupBusy, GroupLock
 from settings import Settings
 from streams.lag import LagReader
-from streams.transport import Stale
+from streams.transport.delivery import Stale
 from tests.waiting import eventually
 from tests.workers import ORDERS, Worker, worker
 

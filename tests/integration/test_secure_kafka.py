@@ -28,9 +28,9 @@ from cli.access import main as give_access
 from settings import Settings, get_settings
 from sinks import migrate
 from streams import topics
-from streams.transport import OutRecord
 from streams.transport.errors import Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
+from streams.transport.records import OutRecord
 from streams.transport.request_writer import RequestWriter
 from tests.integration.test_transport import Gate
 from tests.secure import DENY, PASSWORD, USER, Secure, secure_broker, token

@@ -28,10 +28,10 @@ from queries.state import read_state
 from settings import Settings
 from stack import Stack
 from streams.partitioner import partition_of
-from streams.transport import OutRecord
 from streams.transport.errors import Fenced, TransactionsRefused
 from streams.transport.offsets import stable_offsets
 from streams.transport.producer import BATCH_BYTES
+from streams.transport.records import OutRecord
 from streams.transport.transaction import TransactionalAiokafkaConnection, TransactionalLaneProducer
 from tables import codec
 from tests.integration.counting import Counting, counting

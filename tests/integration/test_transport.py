@@ -13,9 +13,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewPartitions, RecordsToDelete
 from aiokafka.errors import MessageSizeTooLargeError
 
-from streams.transport import OutRecord
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
+from streams.transport.records import OutRecord
 from tests.integration.counting import Counting, counting
 from tests.servers import kafka, kafka_settings
 from tests.stackfixture import Servers

@@ -28,9 +28,14 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from settings import Settings
-from streams.transport import BatchApp, Batches, LaneBatch, OutRecord, StateTable, run_worker
+from streams.transport.agents import Batches
+from streams.transport.app import BatchApp
+from streams.transport.batch import LaneBatch
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import Fetched
+from streams.transport.records import OutRecord
+from streams.transport.table import StateTable
+from streams.transport.worker import run_worker
 
 VERSION = struct.Struct("<q")
 

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 
 from settings import Settings
-from streams.transport import BatchApp, Batches, LaneBatch
-from streams.transport.agents import BatchChannel, BatchStream, PatientSupervisor, actor
+from streams.transport.agents import BatchChannel, Batches, BatchStream, PatientSupervisor, actor
+from streams.transport.app import BatchApp
+from streams.transport.batch import LaneBatch
 from streams.transport.records import Slice
 from tests.unit.test_offset_tracker import Rec
 from tests.waiting import eventually

@@ -18,8 +18,8 @@ from sinks.redis import CacheCheckpoint, RedisSink, behind, checkpoint_key
 from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
-from streams.transport import LeaseLost
 from streams.transport.batch import Changes
+from streams.transport.errors import LeaseLost
 from tables import codec
 from tests.simulation.network import calm
 from tests.simulation.stores import REDIS, FakeRedis, Keys

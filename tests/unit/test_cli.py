@@ -229,6 +229,20 @@ def test_without_the_packages_of_the_local_servers(
     assert "pip install 'orders-stream[stack]'" in err
 
 
+def test_help_imports_nothing_of_what_a_command_works_with() -> None:
+    """A person waits for it at every start: what asks servers is imported when a command runs."""
+    heavy = {"aiohttp", "alembic", "audit.reference", "fastapi", "faust", "jinja2", "pyarrow", "redis"}
+    heavy |= {"rocksdict", "sqlalchemy", "uvicorn"}
+    loading = (
+        "import sys; from cli import main; print(*sys.modules);"
+        " [main.load(each) for each in main.SUBCOMMANDS]; print(*sys.modules)"
+    )
+    ran = subprocess.run((sys.executable, "-c", loading), capture_output=True, text=True, check=True)
+    alone, with_all = (set(line.split()) for line in ran.stdout.splitlines())
+    assert not (heavy | {"aiokafka", "asyncpg"}) & alone
+    assert not heavy & with_all
+
+
 def test_the_packages_of_the_local_servers_are_those_of_the_extra() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["stack"]
     assert {

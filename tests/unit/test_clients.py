@@ -14,7 +14,7 @@ from faust.exceptions import ImproperlyConfigured
 from faust.transport.drivers import aiokafka as driver
 
 from settings import Settings
-from streams.transport import BatchApp
+from streams.transport.app import BatchApp
 from streams.transport.consumer_thread import FETCH_WAIT_MS, ConsumerThread
 from streams.transport.producer import FaustProducer
 from tests.integration.transport_app import make_app

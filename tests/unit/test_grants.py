@@ -11,8 +11,9 @@ import pytest
 from app import create_app
 from cli import main
 from contracts import topics as names
-from operations import grants, whatif
-from operations.grants import ROLES, Role, acl_lines, acl_user, acls, cache_rights, grant_lines
+from operations import grants, roles, whatif
+from operations.grants import acl_lines, acl_user, acls, cache_rights, grant_lines
+from operations.roles import ROLES, Role
 from settings import Settings, get_settings
 from streams import topics
 from tests.stackfixture import ROOT
@@ -202,5 +203,5 @@ def test_a_user_of_redis_keeps_its_password_and_nothing_else() -> None:
 
 def test_the_page_names_every_role() -> None:
     page = (ROOT / "docs" / "how-to" / "give-the-least-rights.md").read_text()
-    for role, commands in grants.PURPOSE.items():
+    for role, commands in roles.PURPOSE.items():
         assert f"| `{role}` | {commands} |" in page

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from contracts.topics import PARTITIONS
-from operations.grants import ROLES, acls
+from operations.grants import acls
+from operations.roles import ROLES
 from settings import Settings
 from streams import topics
 

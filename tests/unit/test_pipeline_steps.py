@@ -16,7 +16,7 @@ from settings import Settings
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch
 from streams.pipeline import Pipeline
-from streams.transport import Moved, OutRecord, Slice
+from streams.transport.records import Moved, OutRecord, Slice
 from tables import codec
 from tests.unit.builders import ORDER, OrderBuilder, created, raw, record
 from tests.unit.test_deadlines import T0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cli import access
-from operations.grants import ROLES, UnusableName
+from operations.grants import UnusableName
+from operations.roles import ROLES
 from operations.secured import EVERYBODY, USERS, kafka_rights, redis_rights, settings_of
 from settings import Settings
 from stack import Stack, StackError, logins

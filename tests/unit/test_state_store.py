@@ -13,7 +13,8 @@ import pytest
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from streams.transport import OpenLane, table
+from streams.transport import table
+from streams.transport.batch import OpenLane
 from streams.transport.errors import DiskFull, StateCorrupt
 from streams.transport.records import DueState, Moved
 from streams.transport.table import Page, StateStore

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from contracts import ids
 from domain.order import Order
 from streams import watermark
-from streams.transport import OpenLane
+from streams.transport.batch import OpenLane
 from streams.transport.delivery import Stale
 from streams.transport.table import Page
 from streams.watermark import Watermark

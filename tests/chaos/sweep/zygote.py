@@ -145,8 +145,9 @@ def serve() -> None:
         "cli.init",
         "cli.logs",
         "cli.worker",
+        "operations.auditing",
         "prometheus_client",
-        "streams.transport",
+        "streams.transport.worker",
         "uvloop",
     ):
         importlib.import_module(name)
