@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contracts.cloudevents import read_attributes, trace_of
 from contracts.errors import Refused
-from streams.transport import LaneBatch, Record
+from streams.transport.batch import LaneBatch
 from streams.transport.delivery import Stale
+from streams.transport.records import Record
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
