@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import pytest
 import pytest_asyncio
@@ -182,7 +183,7 @@ async def _slide(page: Page, order: str) -> None:
     await says(page.locator(".note").first, EN["as_of_shown"].partition("{")[0])
     await expect(slider).to_be_focused(timeout=known.TIMEOUT_MS)
     assert await slider.get_attribute("aria-valuetext") == await page.locator(".slider output").inner_text()
-    assert await page.get_by_label(EN["as_of"], exact=True).input_value() in page.url.replace("%3A", ":")
+    assert await page.get_by_label(EN["as_of"], exact=True).input_value() in unquote(page.url)
     await slider.press("End")
     await page.wait_for_url(f"**/orders/{order}")
     await says(head, now)
