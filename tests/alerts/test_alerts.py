@@ -35,6 +35,7 @@ async def test_alerts_fire_for_their_causes_and_none_without_one(fresh: Settings
 
 @pytest.mark.monitoring
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 async def test_every_alert_fires_for_its_cause(fresh: Settings, tmp_path: Path) -> None:
     async with scene(fresh, tmp_path, PATIENCE, audit=True) as on:
         for act, _ in STEPS.values():

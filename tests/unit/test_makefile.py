@@ -224,7 +224,9 @@ def test_ci_runs_a_few_failed_tests_again_alone(
 ) -> None:
     for folder in (".ci", ".venv/bin", "bin", "new"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    script = (ROOT / ".ci" / "run").read_text()
+    lacks_one = script.replace("packages=(", "packages=(a-program-that-is-not-there ", 1)
+    (tmp_path / ".ci" / "run").write_text(lacks_one)
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     pytest_ = tmp_path / ".venv/bin/pytest"
     pytest_.write_text(CI_PYTEST)
@@ -234,7 +236,9 @@ def test_ci_runs_a_few_failed_tests_again_alone(
         "#!/bin/sh\nmkdir -p .pytest_cache/v/cache && cp new/lastfailed .pytest_cache/v/cache/"
         f"\n[ \"$*\" = 'lint layers types' ] && exit {rest}; exit 2\n"
     )
-    for program in (make, pytest_):
+    apt = tmp_path / "bin/apt-get"
+    apt.write_text('#!/bin/sh\necho "$*" >> "$NOTES.apt"; exit 100\n')
+    for program in (make, pytest_, apt):
         program.chmod(0o755)
     notes = tmp_path / "notes"
     notes.touch()
@@ -248,3 +252,7 @@ def test_ci_runs_a_few_failed_tests_again_alone(
     assert done.returncode == code, done.stderr
     assert notes.read_text().splitlines() == [str(len(failed)), *failed] * runs
     assert all(name in done.stdout for name in failed) or not runs
+    if os.geteuid() == 0:  # nothing is installed, and that changes nothing
+        asked = notes.with_name("notes.apt").read_text().splitlines()
+        assert asked == ["update"]
+        assert "apt-get couldn't install a-program-that-is-not-there" in done.stdout
