@@ -14,9 +14,9 @@ import typer
 
 from cli.noting import Reason, noted
 from cli.terminal import Rows, Wide, confirmed, interactive, output
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
-from operations.postgres import partitions, references, regions
+from operations.postgres import locks, partitions, references, regions
 from settings import get_settings
 
 app = typer.Typer(
@@ -98,6 +98,25 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
     console.print(
         "rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim"
     )
+
+
+@app.command("locks")
+def locks_command(as_json: Json = False) -> None:
+    """Show which sessions hold locks for which others wait, workers among them. It waits for none itself.
+
+    What such a session should do is end: by its owner, or by pg_terminate_backend, which undoes what it
+    hasn't committed. That loses nothing of a worker: its batch is written again.
+
+    Example: [bold]orders db locks[/bold]
+    """
+    holders = asyncio.run(locks.holders(get_settings()))
+    if as_json:
+        print(json.dumps({"holders": [asdict(each) for each in holders]}))
+        return
+    for each in holders:
+        say(_holder(each))
+    if not holders:
+        say("no session waits for another one's lock")
 
 
 @app.command("link")
@@ -218,6 +237,17 @@ def _link(link: references.Link) -> str:
         else "enforced for new rows only: link it once more"
     )
     return printable(f"{link.table}.{link.column} refers to {link.to}: {how}")
+
+
+def _holder(holder: locks.Holder) -> str:
+    seen = [holder.user, holder.application, holder.client, holder.state]
+    lasts = "" if holder.seconds is None else f", its transaction lasts {holder.seconds:,.0f} s"
+    since = "" if holder.longest is None else f" for {holder.longest:,.0f} s"
+    others = "1 session waits" if holder.waiting == 1 else f"{holder.waiting} sessions wait"
+    return (
+        f"{others}{since} for session {holder.pid} ({', '.join(each for each in seen if each)}{lasts});"
+        f" to end it: SELECT pg_terminate_backend({holder.pid})"
+    )
 
 
 def _by_table(overview: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:

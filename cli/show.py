@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cli.terminal import Rows, Wide, output
 from cli.text import printable, second
+from console import order_view
 from contracts import ids, times
 from contracts.errors import Refused
 from domain import explain
@@ -101,7 +102,9 @@ def show_command(
     if as_json:
         print(json.dumps(explanation, indent=2))
     else:
-        output().print(render(explanation, wide))
+        # Of an earlier time it isn't known which answers there were.
+        answered = [] if time is not None else order_view.refunds(explanation, order)
+        output().print(render(explanation, wide, {each.refund_id: each for each in answered}))
 
 
 def _uuid(text: str) -> UUID:
@@ -143,7 +146,9 @@ def _time(text: str) -> int:
         ) from None
 
 
-def render(explanation: dict[str, Any], wide: bool = False) -> Group:
+def render(
+    explanation: dict[str, Any], wide: bool = False, states: Mapping[str, order_view.Refund] | None = None
+) -> Group:
     """Render an explanation for rich. `wide`: one line a row."""
     as_of = explanation["as_of"]
     status = explanation.get("status") or ("waiting" if explanation["facts"] else "not there yet")
@@ -199,14 +204,25 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
         parts += _table("Returns", explanation["returns"], RETURNS, wide)
+        refunds = [{**each, **_answered(each["refund_id"], states or {})} for each in explanation["refunds"]]
+        state_column = {"state": "state"} if states else {}
         parts += _table(
             "Refunds",
-            explanation["refunds"],
-            {"refund_id": "refund", "amount": currency} | tax_column | {"cause": "cause"},
+            refunds,
+            {"refund_id": "refund", "amount": currency} | tax_column | {"cause": "cause"} | state_column,
             wide,
         )
         parts += _table("Attention", explanation["attention"], ATTENTION, wide)
     return Group(*parts)
+
+
+def _answered(refund_id: str, states: Mapping[str, order_view.Refund]) -> dict[str, str]:
+    """What became of a refund that was decided, in words."""
+    refund = states.get(refund_id)
+    if refund is None:
+        return {}
+    times_asked = {0: "", 1: ", asked again"}.get(refund.asked, f", asked again {refund.asked} times")
+    return {"state": refund.state.replace("_", " ") + times_asked}
 
 
 def _reason(rule: dict[str, Any]) -> str:

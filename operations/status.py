@@ -40,6 +40,9 @@ LATELY_SECONDS: Final = 3600.0
 """How far back dead letters are counted."""
 MOST_LETTERS: Final = 10_000
 """Dead letters that are looked at by reason; more of them are only counted."""
+FLOOD_SECONDS: Final = 600.0
+FLOOD: Final = 100
+"""More dead letters for one reason within FLOOD_SECONDS are a flood: OrdersDeadLettersFlood says the same."""
 SERVER_SECONDS: Final = 3.0
 """Seconds that Postgres and Redis have for an answer."""
 STILL_SECONDS: Final = 20.0
@@ -89,6 +92,8 @@ class DeadLetters(NamedTuple):
 
     total: int
     reasons: dict[str, int]
+    flood: dict[str, int]
+    """The reasons of which more than FLOOD are no older than FLOOD_SECONDS, with how many are."""
 
 
 class Status(NamedTuple):
@@ -125,6 +130,11 @@ class Status(NamedTuple):
             away = [f"{server} hasn't answered for {since:.0f} s" for server, since in each.away.items()]
             said += [f"worker {each.worker}: {what}" for what in (each.stuck, *away, each.waits) if what]
         said += [f"{each} is {_lasting(each, self.at)}" for each in self.paused if each.kind != "lane"]
+        said += [
+            f"{count:,} records were refused within {span(FLOOD_SECONDS)}: {reason};"
+            f" orders dlq list --reason {reason} --since 1h --by source says whose"
+            for reason, count in self.dead_letters.flood.items()
+        ]
         return said + [f"lane {lane.lane} {lane.problem}" for lane in self.lanes if lane.problem]
 
 
@@ -210,18 +220,22 @@ class StatusReader:
     async def _dead_letters(self, now: float) -> DeadLetters:
         count, left = 0, MOST_LETTERS
         reasons: Counter[str] = Counter()
+        lately: Counter[str] = Counter()
         for place, (start, end) in (await self._since(DLQ, LATELY_SECONDS, now)).items():
             count += end - start
             async with aclosing(self._log.read(place, start, min(end, start + left))) as stretches:
                 async for records, _ in stretches:
                     left -= len(records)
-                    reasons.update(
-                        value.decode(errors="replace")
+                    named = [
+                        (record.timestamp, value.decode(errors="replace"))
                         for record in records
                         for name, value in record.headers
                         if name == "dlq_reason"
-                    )
-        return DeadLetters(count, dict(reasons.most_common()))
+                    ]
+                    reasons.update(reason for _, reason in named)
+                    lately.update(reason for at, reason in named if at > (now - FLOOD_SECONDS) * 1000)
+        flood = {reason: many for reason, many in lately.most_common() if many > FLOOD}
+        return DeadLetters(count, dict(reasons.most_common()), flood)
 
     async def _bulk_jobs(self) -> tuple[list[dict[str, Any]] | None, str | None]:
         """Bulk jobs that aren't done, and why Postgres didn't tell."""

@@ -1,7 +1,7 @@
-"""A real Prometheus and Alertmanager, as the runbook sets them up, but with less patience.
+"""A real Prometheus and Alertmanager, as the runbook sets them up, but in less time.
 
 A rule's `for` and its range windows are minutes; here they are a sixtieth, and everything is collected and
-judged each second. Thresholds in seconds (of metrics named ..._seconds) are divided by `patience`.
+judged each second. Thresholds in seconds (of metrics named ..._seconds) are divided by `divisor`.
 The rest of each expression is as it is.
 """
 
@@ -43,19 +43,19 @@ def problem() -> str | None:
     return f"there is no {named}; on Debian and Ubuntu: apt install {' '.join(missing)}" if missing else None
 
 
-def scaled(rules: dict[str, Any], patience: float) -> dict[str, Any]:
-    """A copy of a file of rules with less patience. Pure."""
+def scaled(rules: dict[str, Any], divisor: float) -> dict[str, Any]:
+    """A copy of a file of rules in less time. Pure."""
 
-    def shorter(found: re.Match[str]) -> str:
-        return f"{max(1, round(int(found[1]) * _UNITS[found[2]] / FASTER))}s"
+    def shorter(match: re.Match[str]) -> str:
+        return f"{max(1, round(int(match[1]) * _UNITS[match[2]] / FASTER))}s"
 
     copy: dict[str, Any] = json.loads(json.dumps(rules))
     for rule in (rule for group in copy["groups"] for rule in group["rules"]):
         rule["expr"] = re.sub(
-            rf"\[{_DURATION}\]", lambda found: f"[{re.sub(_DURATION, shorter, found[0][1:-1])}]", rule["expr"]
+            rf"\[{_DURATION}\]", lambda match: f"[{re.sub(_DURATION, shorter, match[0][1:-1])}]", rule["expr"]
         )
         rule["expr"] = re.sub(
-            r"(_seconds\)? > )(\d+)", lambda found: f"{found[1]}{int(found[2]) / patience:g}", rule["expr"]
+            r"(_seconds\)? > )(\d+)", lambda match: f"{match[1]}{int(match[2]) / divisor:g}", rule["expr"]
         )
         if "for" in rule:
             rule["for"] = re.sub(_DURATION, shorter, rule["for"])
@@ -110,7 +110,7 @@ class Monitoring:
 
 @asynccontextmanager
 async def monitoring(
-    folder: Path, targets: Mapping[str, list[str]], patience: float
+    folder: Path, targets: Mapping[str, list[str]], divisor: float
 ) -> AsyncIterator[Monitoring]:
     """Both programs on free ports, collecting from `targets` (job -> addresses); ended at the end.
 
@@ -119,7 +119,7 @@ async def monitoring(
     folder.mkdir(parents=True, exist_ok=True)
     here = Monitoring(address(), address())
     (folder / "rules.yml").write_text(
-        yaml.safe_dump(scaled(yaml.safe_load(RULES.read_text()), patience), width=1000)
+        yaml.safe_dump(scaled(yaml.safe_load(RULES.read_text()), divisor), width=1000)
     )
     jobs = [
         {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()

@@ -15,7 +15,7 @@ from tests.alerts.monitoring import RULES, scaled
 from tests.alerts.scene import NOT_TRIED, SHORT, STEPS, alerts_of, scene
 from tests.stackfixture import ROOT
 
-PATIENCE: Final = float(os.environ.get("ALERTS_PATIENCE", "1"))
+DIVISOR: Final = float(os.environ.get("ALERTS_DIVISOR", "1"))
 
 
 def alerts() -> list[str]:
@@ -37,7 +37,7 @@ async def test_alerts_fire_for_their_causes_and_none_without_one(fresh: Settings
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_every_alert_fires_for_its_cause(fresh: Settings, tmp_path: Path) -> None:
-    async with scene(fresh, tmp_path, PATIENCE, audit=True) as on:
+    async with scene(fresh, tmp_path, DIVISOR, audit=True) as on:
         for act, _ in STEPS.values():
             await act(on)
     assert on.fired == alerts_of(STEPS)
@@ -53,8 +53,8 @@ def test_only_durations_are_scaled() -> None:
     before = yaml.safe_load(RULES.read_text())
     after = scaled(before, 4)
     assert scaled(before, 1) != before
-    for group, less_patient in zip(before["groups"], after["groups"], strict=True):
-        for rule, scaled_rule in zip(group["rules"], less_patient["rules"], strict=True):
+    for group, shortened in zip(before["groups"], after["groups"], strict=True):
+        for rule, scaled_rule in zip(group["rules"], shortened["rules"], strict=True):
             assert re.sub(r"\d", "", rule["expr"]).translate(UNITS) == re.sub(
                 r"[\d.]", "", scaled_rule["expr"]
             ).translate(UNITS), rule["alert"]

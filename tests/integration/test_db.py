@@ -18,6 +18,7 @@ from sinks.schema import TABLES
 from streams import topics
 from tests.contract.places import drop_database, new_database
 from tests.stackfixture import Servers
+from tests.waiting import eventually
 
 Orders = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
@@ -136,3 +137,28 @@ async def test_without_tables(orders: Orders) -> None:
         code, out, err = await orders(*args)
         assert (code, out) == (2, "")
         assert err == "orders: the database has no tables yet; run orders init\n"
+
+
+async def test_who_holds_a_lock_for_which_others_wait(database: Settings, orders: Orders) -> None:
+    await execute(database, "CREATE TABLE locked (id integer)")
+    assert (await orders("locks"))[1] == "no session waits for another one's lock\n"
+    async with ddl.connect(database) as holder, ddl.connect(database) as one, ddl.connect(database) as two:
+        await holder.execute("SET application_name = 'a \x1b[2K person'")
+        await holder.execute("BEGIN; LOCK TABLE locked")
+        pid = await holder.fetchval("SELECT pg_backend_pid()")
+        waiting = [asyncio.ensure_future(each.execute("SELECT * FROM locked")) for each in (one, two)]
+
+        async def both_wait() -> bool:
+            held = json.loads((await orders("locks", "--json"))[1])["holders"]
+            return [(each["pid"], each["waiting"]) for each in held] == [(pid, 2)]
+
+        await eventually(both_wait, "both wait for the one")
+        code, out, _ = await orders("locks")
+        assert code == 0
+        assert out.startswith("2 sessions wait for ")
+        assert f"session {pid} (" in out
+        assert "idle in transaction" in out
+        assert f"SELECT pg_terminate_backend({pid})" in out
+        assert "\x1b" not in out
+        await holder.execute("COMMIT")
+        await asyncio.gather(*waiting)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
+from operations.status import FLOOD
 from settings import Settings
 from tests.waiting import until
 from tests.workers import orders, processed, worker
 from workload import generator
+from workload.poison import POISONS
 from workload.producer import send
 
 
@@ -35,6 +38,9 @@ async def test_it_tells_what_is_wrong_and_that_nothing_is(fresh: Settings, tmp_p
         assert [each["worker"].partition("@")[0] for each in well["lanes"]] == ["w"] * len(lanes)  # type: ignore[attr-defined]
         letters = well["dead_letters"]
         assert letters["total"] == sum(letters["reasons"].values()) > 0  # type: ignore[index]
+        assert letters["flood"] == {}  # type: ignore[index]
+        await send(fresh, [POISONS["truncated_json"].make(Random(1)) for _ in range(FLOOD + 1)])
+        until(lambda: "not_json; orders dlq list" in str(status()["problems"]), "a flood is told")
         assert running.terminate() == 0
     until(
         lambda: "no worker is running: start one with orders worker" in str(status()["problems"]), "it left"

@@ -28,7 +28,7 @@ def status(*lanes: LaneStatus, workers: tuple[WorkerReport, ...] = (worker(),), 
         "workers": list(workers),
         "lanes": list(lanes),
         "servers": servers,
-        "dead_letters": DeadLetters(0, {}),
+        "dead_letters": DeadLetters(0, {}, {}),
         "jobs": [],
         "audit": None,
     }
@@ -128,11 +128,21 @@ def test_idle_lanes_of_a_worker_are_one_line() -> None:
 def test_what_came_in_can_not_write_to_the_terminal() -> None:
     given = status(
         LaneStatus(0, "w\x1b[2J[red]", 1, 1.0, 2.0, 2.0, "\x1b]0;title\x07"),
-        dead_letters=DeadLetters(1, {"\x1b[1m[bold]": 1}),
+        dead_letters=DeadLetters(1, {"\x1b[1m[bold]": 1}, {}),
     )
     assert "\x1b" not in shown(given)
     assert "[red]" in shown(given)
     assert "[bold]" in shown(given)
+
+
+def test_a_flood_of_dead_letters_is_a_problem() -> None:
+    few = status(LaneStatus(0, "w1@a", 0, None, None, None, None), dead_letters=DeadLetters(9, {"x": 9}, {}))
+    assert few.problems == []
+    many = few._replace(dead_letters=DeadLetters(3009, {"not_json": 3000, "x": 9}, {"not_json": 3000}))
+    assert many.problems == [
+        "3,000 records were refused within 10 min: not_json;"
+        " orders dlq list --reason not_json --since 1h --by source says whose"
+    ]
 
 
 def test_the_document_is_json() -> None:
@@ -142,5 +152,5 @@ def test_the_document_is_json() -> None:
     assert said["problems"] == ["lane 0 is behind by 40 s"]
     assert said["lanes"][0]["problem"] == "is behind by 40 s"
     assert said["workers"][0]["worker"] == "w1@a"
-    assert said["dead_letters"] == {"seconds": 3600.0, "total": 0, "reasons": {}}
+    assert said["dead_letters"] == {"seconds": 3600.0, "total": 0, "reasons": {}, "flood": {}}
     assert said["at"] == "2027-01-15T08:00:00.000Z"
