@@ -55,7 +55,9 @@ def scaled(rules: dict[str, Any], divisor: float) -> dict[str, Any]:
             rf"\[{_DURATION}\]", lambda match: f"[{re.sub(_DURATION, shorter, match[0][1:-1])}]", rule["expr"]
         )
         rule["expr"] = re.sub(
-            r"(_seconds\)? > )(\d+)", lambda match: f"{match[1]}{int(match[2]) / divisor:g}", rule["expr"]
+            r"(_seconds(?:\{[^}]*\})?\)? > )([1-9]\d*)",
+            lambda match: f"{match[1]}{int(match[2]) / divisor:g}",
+            rule["expr"],
         )
         if "for" in rule:
             rule["for"] = re.sub(_DURATION, shorter, rule["for"])

@@ -68,7 +68,10 @@ main()
 Step = Callable[["Scene"], Awaitable[None]]
 STEPS: Final[dict[str, tuple[Step, frozenset[str]]]] = {}
 """Name -> the step and the alerts that fire in it, in their order."""
-NOT_TRIED: Final[dict[str, str]] = {}
+NOT_TRIED: Final[dict[str, str]] = {
+    "OrdersNotReady": "neither orders api nor orders console runs in the scene",
+    "OrdersRequestsFail": "neither orders api nor orders console runs in the scene",
+}
 """Alerts that no step provokes, with the reason. docs/testing.md names them."""
 
 
