@@ -53,6 +53,7 @@ class ServiceWatch:
         self._schema: str | None = None
         """What is wrong with it, as far as is known."""
         self._looked_at_schema = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
 
     def look(self) -> Health:
         """For the probes. Never blocks."""
@@ -82,13 +83,17 @@ class ServiceWatch:
             metrics.SERVER_AWAY.labels(server).set(now - self._since.get(server, now))
         late = now - self._looked_at_schema > SCHEMA_SECONDS or self._schema is not None
         if late and health.sources["primary"].up:
-            await self._look_at_schema()
-            self._looked_at_schema = now
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.ensure_future(self._look_at_schema())
+                self._looked_at_schema = now
+            # A server that falls silent in the middle of it is noticed by the next look, not waited for.
+            await asyncio.wait({self._looking}, timeout=LOOK_SECONDS)
         self._rows = health.status != "down"
 
     async def _look_at_schema(self) -> None:
         try:
-            await migrate.fits(self._settings)
+            async with asyncio.timeout(SCHEMA_SECONDS):
+                await migrate.fits(self._settings)
         except OrdersError as error:
             if self._schema != error.message:
                 log.error("not ready: %s", error)
@@ -117,6 +122,7 @@ def watched(application: FastAPI, probes: Probes | None, settings: Settings, ser
             try:
                 yield
             finally:
+                tasks += [] if watch._looking is None else [watch._looking]
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=END_SECONDS)

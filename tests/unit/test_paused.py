@@ -11,6 +11,7 @@ from operations.pause import holds
 from settings import Settings
 from streams import levels
 from streams.control import Note, Pauses, encode, held_by, key_of, span, topic_of
+from streams.reports import name_of
 from streams.transport.batch import LaneBatch
 from streams.transport.held import Held
 from streams.transport.intake import Intake
@@ -142,9 +143,7 @@ def test_levels_are_read_beside_pauses_and_what_is_neither_is_left_out() -> None
 
 def test_a_workers_own_level_counts_before_that_of_all() -> None:
     settings = Settings(data=Path("/data/w1"))
-    every, own, whole = (
-        levels.Level(name, "debug", "", "", None) for name in ("*", "w1", levels.name_of(settings))
-    )
+    every, own, whole = (levels.Level(name, "debug", "", "", None) for name in ("*", "w1", name_of(settings)))
     assert levels.level_of([every, own, whole], settings) is whole
     assert levels.level_of([every, own], settings) is own
     assert levels.level_of([every], settings) is every
