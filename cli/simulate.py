@@ -24,6 +24,16 @@ def _share(of_what: str) -> Any:
     return typer.Option(min=0, max=1, help=f"Share of {of_what}")
 
 
+Units = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1_000_000_000,
+        help="Units of each of the 500 skus in the beginning: with a few some run out.",
+    ),
+]
+
+
 def simulate_command(
     checkouts: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Number of carts that are checked out.")
@@ -41,14 +51,7 @@ def simulate_command(
     taxed: Annotated[float, _share("orders with tax, by turns on top of prices and in them.")] = 0.5,
     grants: Annotated[float, _share("delivered parcels for which support grants something.")] = 0.03,
     failed_refunds: Annotated[float, _share("refunds that fail twice before they are paid.")] = 0.0,
-    stock: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=1_000_000_000,
-            help="Units of each of the 500 skus in the beginning: with a few some run out.",
-        ),
-    ] = INITIAL,
+    stock: Units = INITIAL,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),
