@@ -101,10 +101,10 @@ def audit_command(
         orders audit --follow --sweep 2000
     """
     if follows:
-        options = {"interval": interval, "rate": sweep, "full": full}
-        raise typer.Exit(asyncio.run(_follow(get_settings(), cache=cache, json=json, **options)))
+        following: dict[str, Any] = {"interval": interval, "rate": sweep, "full": full}
+        raise typer.Exit(asyncio.run(_follow(get_settings(), cache=cache, json=json, **following)))
     with progress("audit", quiet=json, transient=False) as bar:
-        options = {"max_findings": max_findings, "progress": bar.work, "full": full}
+        options: dict[str, Any] = {"max_findings": max_findings, "progress": bar.work, "full": full}
         report = _audited(get_settings(), cache=cache, tables=tables, **options)
     if json:
         print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))

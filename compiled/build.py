@@ -62,7 +62,7 @@ _TYPES: Final = """\
 explicit_package_bases = True
 namespace_packages = True
 mypy_path = .
-[mypy-streams.transport,settings,wire]
+[mypy-streams.transport,streams.transport.*,settings,wire]
 ignore_missing_imports = True
 """
 """What isn't there is what would take most of the time, with all that it imports: nothing of it is compiled,

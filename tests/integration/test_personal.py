@@ -11,7 +11,8 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from contracts import topics as names
-from operations.dead_letters import Filter, RecordId, Redriven
+from contracts.record_id import RecordId
+from operations.dead_letters import Filter, Redriven
 from operations.journal import noted
 from operations.personal import SECTIONS, ids_in
 from operations.resolve import resolve

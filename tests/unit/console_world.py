@@ -117,7 +117,7 @@ class Made(Sources):
             LaneStatus(1, None, 0, None, None, None, None),
         ]
         servers = {"kafka": None, "postgres": self.text, "redis": None}
-        letters = DeadLetters(2, {self.text: 2})
+        letters = DeadLetters(2, {self.text: 2}, {})
         status = Status(NOW, 1, [worker], lanes, servers, letters, [self._job()], self.text)
         return Glance(status, [Point(0, 1.0, 2.0), Point(120, 3.0, 0.0)], None)
 
