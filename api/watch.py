@@ -74,9 +74,9 @@ class ServiceWatch:
     async def _look(self) -> None:
         health = await self._health()
         now = time.monotonic()
-        for source, found in health.sources.items():
+        for source, seen in health.sources.items():
             server = NAMES[source]
-            if found.up:
+            if seen.up:
                 self._since.pop(server, None)
             else:
                 self._since.setdefault(server, now)

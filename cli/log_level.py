@@ -51,7 +51,7 @@ def log_level_command(
         if level is LevelName.default:
             asyncio.run(reset_level(settings, worker))
             document = {"worker": worker, "level": None}
-            told = (
+            line = (
                 f"{which} logs as its settings say"
                 if worker != ALL
                 else "all workers log as their settings say"
@@ -59,8 +59,8 @@ def log_level_command(
         else:
             named = cast(LogLevel, level.value)
             document = asyncio.run(set_level(settings, worker, named, by=by, why=why))._asdict()
-            told = f"{which}: the log has the level {level.value}; orders log-level default takes it back"
+            line = f"{which}: the log has the level {level.value}; orders log-level default takes it back"
     if as_json:
         print(json.dumps(document))
     else:
-        say(told)
+        say(line)

@@ -171,6 +171,11 @@ _ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ],
         ),
         Panel(
+            "Requests by key",
+            "reqps",
+            [("sum by (key) (rate(orders_http_key_requests_total{JOB}[5m]))", "{{key}}")],
+        ),
+        Panel(
             "Sources of answers",
             "reqps",
             [

@@ -72,5 +72,5 @@ class Probes:
         wrong = health.stuck or (health.waits if ready else None)
         if wrong:
             return "503 Service Unavailable", wrong
-        told = f"ready, but {health.tells}" if health.tells else "ready"
-        return "200 OK", health.waits or told
+        line = f"ready, but {health.tells}" if health.tells else "ready"
+        return "200 OK", health.waits or line

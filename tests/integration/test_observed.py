@@ -73,13 +73,13 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    thread = threading.Thread(target=made.server.serve_forever)
+    running = Receiver()
+    thread = threading.Thread(target=running.server.serve_forever)
     thread.start()
-    yield made
-    made.server.shutdown()
+    yield running
+    running.server.shutdown()
     thread.join()
-    made.server.server_close()
+    running.server.server_close()
 
 
 class Service:

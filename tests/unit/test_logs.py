@@ -94,14 +94,14 @@ def test_what_a_line_names_is_a_field_of_its_own(
 
 
 def test_no_line_of_ours_has_a_lane_in_its_text_alone() -> None:
-    found = []
+    positional = []
     for tree in LOGGED_BY:
         for path in [ROOT / tree] if tree.endswith(".py") else sorted((ROOT / tree).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
                     texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
-                    found += [f"{path}: {text!r}" for text in texts if POSITIONAL.search(str(text))]
-    assert found == []
+                    positional += [f"{path}: {text!r}" for text in texts if POSITIONAL.search(str(text))]
+    assert positional == []
 
 
 def test_the_level_changes_while_it_runs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,8 +56,8 @@ class Connected:
 
 
 async def test_a_connection_of_which_a_batch_failed_is_not_used_again() -> None:
-    made = [Connected(RequestTimedOutError()), Connected()]
-    left = list(made)
+    connections = [Connected(RequestTimedOutError()), Connected()]
+    left = list(connections)
 
     def connect(options: Mapping[str, Any], gate: Gate) -> Connection:
         return cast(Connection, left.pop(0))
@@ -66,6 +66,6 @@ async def test_a_connection_of_which_a_batch_failed_is_not_used_again() -> None:
     with pytest.raises(RequestTimedOutError):
         await producer.send({"out": [NOTHING]}, 0)
     await producer.send({"out": [NOTHING]}, 0)
-    assert (left, [each.abandoned for each in made]) == ([], [True, False])
+    assert (left, [each.abandoned for each in connections]) == ([], [True, False])
     await producer.close()
-    assert made[1].abandoned
+    assert connections[1].abandoned
