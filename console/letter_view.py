@@ -104,7 +104,7 @@ def _steps(path: str) -> list[str | int]:
 
 
 def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...] | None:
-    """The longest part of a path that is there; None: there is nothing of it."""
+    """The longest part of a path that is there, () for the document itself; None: there is nothing of it."""
     place: list[str | int] = []
     for step in steps:
         is_member = isinstance(document, dict) and step in document
@@ -113,7 +113,7 @@ def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...] | N
             break
         document = document[step]
         place.append(step)
-    return tuple(place) or None
+    return tuple(place) if place or not steps else None
 
 
 def _lines(

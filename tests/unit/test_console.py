@@ -193,7 +193,9 @@ def test_a_bar_is_as_wide_as_its_line_has_units() -> None:
         (b'{"items": [{"sku": 1}]}', "$.items[0].price: missing", ["{"]),
         (b'{"id": "", "data": {"a": 1}}', "$.a: wrong", ['"a": 1']),
         (b'{"id": "", "data": {"a": 1}}', "ce_id: empty", ['"id": ""']),
-        (b'{"a": 1}', "total_amount is not the sum", []),
+        (b'{"a": 1}', "total_amount is not the sum", ["{"]),
+        (b'{"id": "", "data": {"a": 1}}', "the amounts don't add up", ['"data": {']),
+        (b'{"a": 1}', "ce_source: missing", []),
     ],
 )
 def test_a_reason_is_shown_at_its_place(value: bytes, detail: str, marked: list[str]) -> None:
