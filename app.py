@@ -93,7 +93,8 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     """
     app = OrdersApp(settings)
     if bulk:
-        app.service(cast(Any, BulkService(settings)))  # typed for a class; an instance works, too
+        # Typed for a class; an instance works, too.
+        app.service(cast(Any, BulkService(settings, app.control)))
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
     pipeline.flood = Flood(settings.dead_letter_hold, app.flooded)

@@ -159,7 +159,7 @@ class Doing:
 
 
 def _filter_of(selection: Selection) -> Filter:
-    """A selection as the commands' filters have it. Raises OrdersError for a time that is none."""
+    """A selection as the commands' filters have it. Raises NotDone for a time that is none."""
     return Filter(
         reason=next(iter(selection.reasons or ()), None),
         topic=next(iter(selection.topics or ()), None),
@@ -175,7 +175,7 @@ def _time_of(text_: str) -> datetime | None:
         # To the hour, as the page of letters has it, is a time as well.
         time = datetime.fromisoformat(text_)
     except ValueError:
-        raise OrdersError(text("bad_time", value=text_)) from None
+        raise NotDone(text("bad_time", value=text_)) from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 

@@ -107,7 +107,9 @@ def page(
         looked_for=request.query_params.get("q", ""),
         **values,
     )
-    response = HTMLResponse(html, status, headers=dict(HEADERS))
+    # JSON can hold half of a surrogate pair, which no bytes stand for: it is shown as its escape.
+    text_ = html.encode(errors="backslashreplace")
+    response = HTMLResponse(text_, status, headers=dict(HEADERS))
     if not only_part:
         # A page that renews itself is no sign of somebody who looks.
         _keep_session(request, response)

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from datetime import UTC
 from itertools import groupby
 from operator import itemgetter
@@ -34,7 +34,7 @@ from domain import events
 from settings import Settings
 from sinks.bulk import BulkJobs
 from streams import metrics
-from streams.control import Control
+from streams.control import Control, held_by
 from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.pace import LOOK, Pace, Seen
@@ -75,8 +75,9 @@ class Unpacker:
     Used once; see unpack().
     """
 
-    def __init__(self, settings: Settings, delivery: Delivery) -> None:
+    def __init__(self, settings: Settings, delivery: Delivery, control: Control) -> None:
         self._settings = settings
+        self._control = control
         self._delivery = delivery
         self._limits = settings.limits
         self._jobs = BulkJobs(settings, "orders-bulk")
@@ -89,10 +90,6 @@ class Unpacker:
         self._sending = asyncio.Event()
         """Set while somebody sends, so that the group is looked at."""
         self._watching: asyncio.Task[None] | None = None
-        self._control = Control(settings, self._hold)
-        self._held: frozenset[str] = frozenset()
-        """Topics that are paused."""
-        self._following: asyncio.Task[None] | None = None
         self._never = asyncio.Event()
         self._consumer = clients.consumer(
             settings,
@@ -117,7 +114,6 @@ class Unpacker:
             await self._producer.start()
             await self._control.start()
             await self._consumer.start()
-            self._following = asyncio.ensure_future(self._control.follow())
             self._watching = asyncio.ensure_future(self._watch())
         except BaseException:
             await self.close()
@@ -131,10 +127,9 @@ class Unpacker:
 
     async def close(self) -> None:
         """Leave the group and close all connections."""
-        beside = [task for task in (self._watching, self._following) if task is not None]
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         metrics.BULK_RATE.set(0)
         await self._consumer.stop()
         await self._producer.stop()
@@ -160,13 +155,11 @@ class Unpacker:
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
             self._delivery.recovered(LANE)
 
-    def _hold(self, lanes: Collection[int], topics: Collection[str]) -> None:
-        self._held = frozenset(topics)
-
     async def _next(self) -> Any:
         """The next part of a topic that isn't paused. Blocks until there is one. Raises KafkaError."""
         while True:
-            free = [place for place in self._consumer.assignment() if place.topic not in self._held]
+            _, held = held_by(self._control.paused)
+            free = [place for place in self._consumer.assignment() if place.topic not in held]
             if not free:
                 await asyncio.sleep(TICK)
                 continue
@@ -359,18 +352,19 @@ class BulkService(Service):
 
     abstract = False
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, control: Control, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._control = control
 
     @Service.task
     async def _unpack(self) -> None:
-        await unpack(self._settings)
+        await unpack(self._settings, self._control)
 
 
-async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
-    """Unpack until cancelled. `ready` is called whenever it has joined the group. Raises GaveUp past
-    retry_limit, and what a bug raises.
+async def unpack(settings: Settings, control: Control, ready: Callable[[], None] = lambda: None) -> None:
+    """Unpack until cancelled. `control`: what is paused; somebody follows it. `ready` is called whenever it
+    has joined the group. Raises GaveUp past retry_limit, and what a bug raises.
 
     When Kafka fails it connects again from the committed offset on, because a producer that has lost a batch
     isn't used any more.
@@ -378,7 +372,7 @@ async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -
     delivery = Delivery(settings)
 
     async def attempt() -> None:
-        async with Unpacker(settings, delivery) as unpacker:
+        async with Unpacker(settings, delivery, control) as unpacker:
             ready()
             await unpacker.run()
 
@@ -389,12 +383,14 @@ async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], Non
     """Unpack parts until `stop` is set.
     A part that isn't finished then is unpacked again by the next worker.
     """
-    running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
+    control = Control(settings, lambda lanes, topics: None)
+    running = asyncio.ensure_future(unpack(settings, control, ready))
+    following, asked = asyncio.ensure_future(control.follow()), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        asked.cancel()
-        running.cancel()
-        results = await asyncio.gather(running, return_exceptions=True)
+        for each in (asked, following, running):
+            each.cancel()
+        results = await asyncio.gather(running, following, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]

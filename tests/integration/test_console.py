@@ -195,11 +195,10 @@ async def _resolve_and_hold(browser: httpx.AsyncClient) -> None:
 
 async def _hold(browser: httpx.AsyncClient, token: str) -> None:
     """Hold and release a type from the page of a letter that names one."""
-    for path in set(re.findall(r"/dead-letters/\d+:\d+", await get(browser, "/dead-letters"))):
-        page = await get(browser, path)
-        if 'value="pause"' in page:
-            break
-    held = dict(re.findall(r'type="hidden" name="(kind|name|letter)" value="([^"]*)"', page))
+    paths = sorted(set(re.findall(r"/dead-letters/\d+:\d+", await get(browser, "/dead-letters"))))
+    pages = {path: await get(browser, path) for path in paths}
+    path = next(path for path, page in pages.items() if 'value="pause"' in page)
+    held = dict(re.findall(r'type="hidden" name="(kind|name|letter)" value="([^"]*)"', pages[path]))
     form = {"token": token, "why": "they are all wrong", **held}
     assert (await browser.post("/pauses", data={**form, "step": "pause"})).status_code == 200
     assert "they are all wrong" in await get(browser, path)

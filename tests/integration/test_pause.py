@@ -83,10 +83,15 @@ async def test_what_is_paused_stays_whatever_dies_and_drains_when_it_goes_on(
         now = left(fresh)
         assert all(now[place] >= count for place, count in before.items()), "no offset of it moved"
         async with StatusReader(fresh) as reader:
+
+            async def told() -> bool:
+                workers = (await reader.look()).workers
+                return [each.log_level for each in workers if each.worker.startswith("w2@")] == ["debug"]
+
+            await eventually(told, "its report tells its level")
             status = await reader.look()
         assert [str(each) for each in status.paused] == ["lane 1", "type order.paid"]
         assert [(each.worker, each.level) for each in status.log_levels] == [("w2", "debug")]
-        assert [each.log_level for each in status.workers if each.worker.startswith("w2@")] == ["debug"]
         assert command("log-level", "default", "--worker", "w2", "--json")["level"] is None
         until(lambda: "the level of the settings again" in second.text(), "and as before")
         assert [each for each in status.problems if "wrong amounts" in each]

@@ -62,8 +62,7 @@ AIOKafkaProducer.send = dying
     "everything is sent": """
 async def dying(*args, **more):
     os.kill(os.getpid(), signal.SIGKILL)
-from cli import importing
-importing.taken_in = dying
+sending.taken_in = dying
 """,
 }
 """Where an import is killed -> how."""

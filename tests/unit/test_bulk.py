@@ -20,6 +20,7 @@ from contracts.incoming import BulkPart
 from domain import events
 from settings import Settings
 from streams.bulk import TICK, Unpacker
+from streams.control import Control
 from streams.topics import TopicsMissing
 from streams.transport.delivery import Delivery
 from tests.unit.builders import ORDER, VALID
@@ -96,7 +97,7 @@ def test_no_id_or_time_makes_a_record_twice_as_large() -> None:
 
 async def unpacker_that_sees(look: Callable[[], Any]) -> Unpacker:
     settings = Settings()
-    unpacker = Unpacker(settings, Delivery(settings))
+    unpacker = Unpacker(settings, Delivery(settings), Control(settings, lambda lanes, topics: None))
 
     async def looked() -> Any:
         return look()
