@@ -53,7 +53,9 @@ def test_without_an_alert_its_case_fails(alert: str, tmp_path: Path) -> None:
     for group in rules["groups"]:
         group["rules"] = [rule for rule in group["rules"] if rule["alert"] != alert]
     (tmp_path / RULES.name).write_text(yaml.safe_dump(rules))
-    (tmp_path / CASES.name).write_text(CASES.read_text())
+    cases = yaml.safe_load(CASES.read_text())
+    cases["tests"] = [case for case in cases["tests"] if alert in firing([case])]
+    (tmp_path / CASES.name).write_text(yaml.safe_dump(cases))
     done = promtool("test", "rules", tmp_path / CASES.name)
     assert done.returncode == 1
     assert alert in done.stdout + done.stderr
