@@ -53,6 +53,10 @@ def next_hour(hour: str) -> str:
         return hour
 
 
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+"""msgspec's detail of a missing member, whose name isn't in the path."""
+
+
 class Line(NamedTuple):
     """A line of a value. `marked`: what the reason is about."""
 
@@ -74,6 +78,9 @@ class Value(NamedTuple):
 def value_of(letter: DeadLetter) -> Value:
     """A letter's value with its reason's place."""
     path = path_of(Refused(letter.reason, letter.detail))
+    missing = _MISSING.match(letter.detail)
+    if missing is not None:
+        path += f".{missing[1]}"
     try:
         document = json.loads(letter.value or b"")
     except (ValueError, RecursionError):
@@ -81,7 +88,9 @@ def value_of(letter: DeadLetter) -> Value:
     steps = _steps(path)
     # The path is of the event's data, beside which an event has its attributes.
     inside = isinstance(document, dict) and isinstance(document.get("data"), (dict, list)) and "$" in path
-    place = _deepest(document, [*(["data"] if inside else []), *steps])
+    place: tuple[str | int, ...] | None = _deepest(document, [*(["data"] if inside else []), *steps])
+    if not place and not path.startswith("$"):
+        place = None  # an attribute, which a header may have
     try:
         lines = list(_lines(document, (), place, ""))
     except RecursionError:
@@ -103,8 +112,8 @@ def _steps(path: str) -> list[str | int]:
     return steps
 
 
-def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...] | None:
-    """The longest part of a path that is there, () for the document itself; None: there is nothing of it."""
+def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...]:
+    """The longest part of a path that is there; (): the document itself."""
     place: list[str | int] = []
     for step in steps:
         is_member = isinstance(document, dict) and step in document
@@ -113,7 +122,7 @@ def _deepest(document: Any, steps: list[str | int]) -> tuple[str | int, ...] | N
             break
         document = document[step]
         place.append(step)
-    return tuple(place) if place or not steps else None
+    return tuple(place)
 
 
 def _lines(

@@ -194,6 +194,8 @@ def test_a_bar_is_as_wide_as_its_line_has_units() -> None:
         (b'{"id": "", "data": {"a": 1}}', "$.a: wrong", ['"a": 1']),
         (b'{"id": "", "data": {"a": 1}}', "ce_id: empty", ['"id": ""']),
         (b'{"a": 1}', "total_amount is not the sum", ["{"]),
+        (b'{"items": [{}]}', "Object missing required field `sku` - at `$.items[0]`", ["{}"]),
+        (b'{"a": 1}', "Object missing required field `order_id`", ["{"]),
         (b'{"id": "", "data": {"a": 1}}', "the amounts don't add up", ['"data": {']),
         (b'{"a": 1}', "ce_source: missing", []),
     ],
