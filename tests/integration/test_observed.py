@@ -154,8 +154,8 @@ async def test_requests_and_batches_are_told(
         "ORDERS_READ_TIMEOUT": "2",
     }
     events = order("https://shop.example/observed")
-    for each in events:
-        each.pop("traceparent", None)  # an event's own would count before its request's
+    for event in events:
+        event.pop("traceparent", None)  # an event's own would count before its request's
     async with (
         service("api", tmp_path, environ) as api,
         service("console", tmp_path, environ) as console,
