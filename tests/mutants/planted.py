@@ -225,5 +225,5 @@ def _histories(server: ForkServer, root: Path, first: int, histories: int) -> tu
 def run_tests(server: ForkServer, root: Path, *nodes: str, env: Mapping[str, str] | None = None) -> str:
     """Run tests of this tree until one fails. Returns the nodes then, and nothing if none does. Blocks."""
     # --basetemp: what they write goes away with the copy.
-    options = ("-q", "-x", "-p", "no:cacheprovider", f"--basetemp={root / 'tmp'}")
+    options = ("-q", "-x", "--assert=plain", "-p", "no:cacheprovider", f"--basetemp={root / 'tmp'}")
     return " ".join(nodes) if _run(server, root, "pytest", *options, *nodes, env=env).returncode else ""
