@@ -69,7 +69,7 @@ suite: $(STAMP) lint layers
 	unset MAKEFLAGS MFLAGS MAKELEVEL; $(BIN)/pytest $(if $(filter containers,$(STACK)),,-n $(PROCESSES) --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
 
 quick: $(STAMP) lint layers
-	unset MAKEFLAGS MFLAGS MAKELEVEL; ORDERS_COMPILED=off $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
+	unset MAKEFLAGS MFLAGS MAKELEVEL; ORDERS_COMPILED=off PROPERTY_SHARE=4 $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))

@@ -400,14 +400,14 @@ async def test_what_a_changed_rule_would_change(
         await send(
             fresh,
             [
-                *history(50, 75),
+                *history(12, 75),
                 *(placed(order_id) for order_id in waiting),
                 SourceEvent("order.bulk", b"", b"", [], 0),
             ],
         )
         processed()
         # Nothing changed says nothing, while the pipeline goes on.
-        await send(fresh, history(50, 76))
+        await send(fresh, history(12, 76))
         nothing = report_of("whatif")
         assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (
             True,

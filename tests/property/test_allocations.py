@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import ids, money
@@ -18,6 +18,7 @@ from domain.enums import RefundCause
 from domain.order import Created, Grant, Order
 from domain.shapes import Event
 from domain.status import view_of
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.records import raw_id
 from tests.property.test_tax import MANY, each_way, given_back, gone, run_of
@@ -163,7 +164,7 @@ def test_beside_decisions_of_an_earlier_version(history: list[Event], random: An
 
 
 @pytest.mark.parametrize("kind", [given_back, gone])
-@settings(parent=MANY, max_examples=60)
+@examples(60)
 @given(pace=st.integers(1, 5), random=RANDOMS)
 def test_facts_statuses_and_amounts_are_the_same_in_any_order(kind: Any, pace: int, random: Random) -> None:
     _, facts = with_grants(random, kind(random, random.random() < 0.5))

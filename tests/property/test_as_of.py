@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.asof import as_of
 from domain.explain import explain
 from domain.order import Order
 from domain.shapes import Event
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.test_confluence import all_rows, facts
 
-MANY = settings(max_examples=150, deadline=None)
+MANY = examples(150)
 
 
 def recorded(run: Run, history: list[Event], time: int, random: Any) -> Order:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import times
@@ -20,11 +20,12 @@ from domain.attention import BETWEEN, attention_rows, kept, renew, since_of
 from domain.order import Order, PaymentFailure
 from domain.rows import fact_times
 from domain.shapes import Event
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.test_as_of import recorded
 from tests.property.test_confluence import KEYED_BY_TIME
 
-MANY = settings(max_examples=150, deadline=None)
+MANY = examples(150)
 TEXT = "00000000-0000-0000-0000-000000000000"
 END = 253_402_300_799_999_999
 

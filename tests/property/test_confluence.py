@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.incoming import FACT_FIELDS
@@ -21,10 +21,11 @@ from domain.order import Order
 from domain.shapes import Event
 from domain.status import view_of
 from tables import codec
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, SAME_IN_ANY_ORDER, Run, histories
 
 KEYED_BY_TIME = ("shipment.updated", "promise.updated")
-MANY = settings(max_examples=150, deadline=None)
+MANY = examples(150)
 
 
 def facts(order: Order) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import ids
@@ -17,6 +17,7 @@ from domain.order import Order
 from domain.shapes import DeadlinePolicy, Event
 from domain.status import view_of
 from domain.totals import winning_stages
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, Run, histories
 from tests.unit.builders import (
     ANNA,
@@ -80,7 +81,7 @@ def _refund(n: int) -> dict[str, Any]:
     return {"order_id": ORDER, "refund_id": made_id(f"refund:{n}")}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(histories, POLICIES, st.integers(0, 4))
 def test_an_order_ends_or_is_told_whatever_is_silent(
     history: list[Event], policy: DeadlinePolicy, pace: int
@@ -115,7 +116,7 @@ ODD = [
 """What may be told as well."""
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(
     st.sets(st.sampled_from(range(len(LIFE))), max_size=4),
     st.sets(st.sampled_from(range(len(ODD))), max_size=2),

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import money
@@ -24,6 +24,7 @@ from operations.submit.jobs import prepare
 from operations.submit.mapped import MappedCsv
 from operations.submit.mapping import Mapping, MappingError, load, parse
 from operations.submit.rows import Row
+from tests.property.examples import examples
 from tests.property.histories import RANDOMS, SEEDS, up_to
 from tests.unit.exports import ERP, ERP_HEADER, ERP_LINES, ONE, ONES_SECOND, TWO, shopify
 
@@ -167,7 +168,7 @@ def rows(content: bytes, by: Mapping) -> list[Row]:
         return list(MappedCsv("-", copy.file, by, USUAL, stack).rows())
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(orders(), ways(), RANDOMS)
 def test_what_is_written_by_a_mapping_is_read_back(
     placed: list[dict[str, Any]], way: dict[str, Any], mixed: Any
@@ -213,7 +214,7 @@ def one_line(error: Exception) -> None:
 BYTES = [piece.encode() for piece in PIECES] + [b"\xff", b"\xfe\xff", b"\xff\xfe", b"\x81"]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.binary(max_size=200)
     | broken((ERP_HEADER + ERP_LINES).encode(), BYTES)
@@ -231,7 +232,7 @@ def test_any_bytes_as_a_file_are_orders_or_one_line(content: bytes, by: Mapping)
             assert job.accepted + job.refused == job.lines > 0
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.binary(max_size=200)
     | broken(ERP.encode(), [*BYTES, b"[", b"]]", b"{", b"}", b"=", b'"""', b"#", b"9", b"e9", b"true", b"%"])

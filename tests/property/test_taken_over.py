@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -20,10 +20,11 @@ from domain.shapes import Event
 from domain.status import view_of
 from domain.taken_over import is_history
 from domain.totals import RunningTotals, winning_stages
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, Run, histories
 from tests.property.test_confluence import all_rows, facts
 
-MANY = settings(max_examples=200, deadline=None)
+MANY = examples(200)
 LATE = 100 * 3_600_000_000
 """After everything that these histories tell."""
 

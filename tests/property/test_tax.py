@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import ids
@@ -16,12 +16,13 @@ from domain.order import Created, Item, Payment, ReturnStage, StockReply
 from domain.shapes import Event
 from domain.status import view_of
 from domain.tax import is_taxed, whole_tax
+from tests.property.examples import examples
 from tests.property.histories import ORDER_ID, RANDOMS, SEEDS, Run, taxed, up_to
 from tests.property.records import raw_id, record
 
 CURRENCIES = ("JPY", "EUR", "KWD")
 """Of 0, 2 and 3 digits."""
-MANY = settings(max_examples=120, deadline=None)
+MANY = examples(120)
 each_way = pytest.mark.parametrize("included", [True, False], ids=["in the prices", "on top"])
 
 
