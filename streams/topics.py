@@ -393,15 +393,20 @@ async def grow(settings: Settings, names: Sequence[str], partitions: int) -> lis
         return small
 
 
-async def delete_all(settings: Settings) -> list[str]:
+async def delete_all(settings: Settings, only: Collection[str] | None = None) -> list[str]:
     """Delete the pipeline's topics with all they hold, and return their names. For tests and demos.
+    `only`: of them those with these names.
 
     When it returns no broker lists them any more, so they can be created again at once. Raises
     KafkaTimeoutError after SETTLE_SECONDS.
     """
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)
-        doomed = [spec.name for spec in specs(settings, 1) if spec.name in existing]
+        doomed = [
+            spec.name
+            for spec in specs(settings, 1)
+            if spec.name in existing and (only is None or spec.name in only)
+        ]
         if not doomed:
             return []
         response = await admin.delete_topics(doomed)

@@ -97,3 +97,23 @@ def admin(settings: Settings) -> Settings:
         "redis": RedisUrl(as_admin(settings.redis)),
     }
     return settings.model_copy(update=login | urls)
+
+
+async def used_topics(settings: Settings) -> set[str]:
+    """The pipeline's topics that were ever written to, or that have too many or too few partitions."""
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+
+    from streams import topics
+
+    async with AIOKafkaConsumer(**kafka(settings.kafka)) as consumer:
+        there = await consumer.topics()
+        partitions = {
+            spec: consumer.partitions_for_topic(spec.name)
+            for spec in topics.specs(settings, 1)
+            if spec.name in there
+        }
+        ends = await consumer.end_offsets(
+            [TopicPartition(spec.name, number) for spec, numbers in partitions.items() for number in numbers]
+        )
+    used = {place.topic for place, end in ends.items() if end}
+    return used | {spec.name for spec, numbers in partitions.items() if len(numbers) != spec.partitions}
