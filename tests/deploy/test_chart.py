@@ -188,6 +188,25 @@ def test_every_variable_is_a_setting_and_no_secret_is_in_one(values: str) -> Non
         assert not names & secrets
 
 
+def test_a_file_is_given_by_its_path_as_its_setting_wants_it() -> None:
+    """A path that is taken for the secret itself would be one that everybody knows."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    names = set(schema["$defs"]["files"]["propertyNames"]["enum"]) - {"postgres_ca", "redis_ca"}
+    given = [environment(pod) for _, pod in pods(rendered(*VALUES["everything"]))]
+    for name in names:
+        variable = f"ORDERS_{name.upper()}" + ("_FILE" if f"{name}_file" in Settings.model_fields else "")
+        paths = [each[variable] for each in given if variable in each]
+        assert paths, f"{variable} isn't tried by everything.yaml"
+        assert set(paths) == {f"/etc/orders/files/{name}"}
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
+def test_a_secret_among_the_settings_is_refused(name: str) -> None:
+    done = run("template", "shop", str(CHART), "--set", f"settings.{name}=anything")
+    assert done.returncode != 0
+    assert f"settings.{name}: a secret or a file; it belongs into files" in done.stderr
+
+
 def test_numbers_arrive_as_they_were_written() -> None:
     pod = dict(pods(rendered(*VALUES["everything"])))
     assert environment(pod["worker"])["ORDERS_PENDING_BYTES"] == "33554432"
@@ -244,7 +263,10 @@ def test_the_image_is_the_projects_version_or_a_digest() -> None:
     [
         ("api.enabled=true", "api: nobody could read: set api.files.api_keys"),
         ("console.enabled=true", "console: nobody could read: set console.files.api_keys"),
-        ("settings.postgres=postgresql://u:p@h/d", "it belongs into files"),
+        (
+            "console.enabled=true,console.replicas=2,console.settings.console_proxy_user=X-User",
+            "set console.files.console_secret",
+        ),
         ("settings.metrics_port=1", "metrics_port"),
         ("files.postgers.secret=a,files.postgers.key=b", "postgers"),
         ("worker.replica=3", "replica"),

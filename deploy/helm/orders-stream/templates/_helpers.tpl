@@ -50,7 +50,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end -}}
 
 {{- define "orders.env" -}}
-{{- $secrets := list "postgres" "postgres_replica" "redis" "kafka_sasl_password" "kafka_ssl_key_password" "api_keys" -}}
+{{- $secrets := list "postgres" "postgres_replica" "redis" "kafka_sasl_password" "kafka_ssl_key_password" "api_keys" "console_secret" "console_proxy_secret" -}}
+{{- /* Settings whose value may lie in a file; of the others in files the path is the value. */}}
+{{- $read := append $secrets "kafka_sasl_username" -}}
 {{- $files := include "orders.files" . | fromYaml -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -62,7 +64,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
   value: {{ include "orders.text" $value | quote }}
 {{- end }}
 {{- range $name, $source := $files }}
-{{- if has $name $secrets }}
+{{- if has $name $read }}
 - name: {{ printf "ORDERS_%s_FILE" (upper $name) }}
   value: {{ printf "/etc/orders/files/%s" $name }}
 {{- else if not (has $name (list "postgres_ca" "redis_ca")) }}
