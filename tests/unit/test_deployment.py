@@ -163,10 +163,12 @@ def test_nothing_is_put_into_a_container_that_is_read_only() -> None:
     assert "secrets" not in DOCUMENT
 
 
-@pytest.mark.parametrize("service", ["worker", "bulk", "api"])
-def test_a_service_is_asked_what_it_answers(service: str) -> None:
+@pytest.mark.parametrize(
+    ("service", "path"), [("worker", "ready"), ("bulk", "ready"), ("api", "ready"), ("console", "live")]
+)
+def test_a_service_is_asked_what_it_answers(service: str, path: str) -> None:
     port = SERVICES[service]["environment"]["ORDERS_METRICS_PORT"]
-    assert f":{port}/ready'" in SERVICES[service]["healthcheck"]["test"][-1]
+    assert f":{port}/{path}'" in SERVICES[service]["healthcheck"]["test"][-1]
 
 
 def test_the_image_runs_as_a_user_without_rights_named_by_number() -> None:
