@@ -104,16 +104,14 @@ async def used_topics(settings: Settings) -> set[str]:
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     from streams import topics
+    from streams.transport.cluster import inspect_cluster
 
-    async with AIOKafkaConsumer(**kafka(settings.kafka)) as consumer:
-        there = await consumer.topics()
-        partitions = {
-            spec: consumer.partitions_for_topic(spec.name)
-            for spec in topics.specs(settings, 1)
-            if spec.name in there
-        }
-        ends = await consumer.end_offsets(
-            [TopicPartition(spec.name, number) for spec, numbers in partitions.items() for number in numbers]
-        )
-    used = {place.topic for place, end in ends.items() if end}
-    return used | {spec.name for spec, numbers in partitions.items() if len(numbers) != spec.partitions}
+    needed = {spec.name: spec.partitions for spec in topics.specs(settings, 1)}
+    asking = {"settings": kafka_settings(settings.brokers), "client_id": "orders-tests"}
+    there = (await inspect_cluster(asking, needed)).partitions
+    if not there:
+        return set()
+    places = [TopicPartition(name, number) for name, count in there.items() for number in range(count)]
+    async with AIOKafkaConsumer(**kafka(settings.brokers)) as consumer:
+        used = {place.topic for place, end in (await consumer.end_offsets(places)).items() if end}
+    return used | {name for name, count in there.items() if count != needed[name]}
