@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from credentials import Refusal, read_file
-from sinks.files import fault
+from sinks.named import fault
 
 KEEPALIVE: Final = {
     "keepalives_idle": 2,

@@ -24,7 +24,7 @@ from redis.credentials import CredentialProvider
 
 from credentials import RedisUrl
 from errors import OrdersError
-from sinks.files import fault
+from sinks.named import fault
 
 ONCE: Final = Retry(NoBackoff(), 0)
 """For clients whose caller tries again itself."""

@@ -4,10 +4,8 @@ This is what continuous integration runs of STACK=secure (docs/testing.md).
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -19,24 +17,19 @@ import asyncpg
 import httpx
 import pytest
 
-from console.worklists import WORKLISTS
 from operations.secured import EVERYBODY, USERS, settings_of
 from settings import get_settings
 from stack import Stack, StackError, ports
 from stack.certificates import certificate
 from tests import forked
 from tests.integration.test_bulk import an_order, order_id
-from tests.integration.test_console import get, opened, send_form
 from tests.servers import url
 from tests.stackfixture import purge
-from tests.unit.builders import ORDER, USER
-from tests.unit.takeover_files import LIVE_FROM, write
+from tests.unit.builders import ORDER
 from tests.waiting import until
 from tests.workers import ORDERS, Worker, audit, processed, worker
 from wire import clients
 from wire.refused import OtherProtocol
-
-WORKS = [f"/work/{name}{form}" for name in WORKLISTS for form in ("", "?format=csv")]
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +159,7 @@ def test_what_keeps_a_command_out_is_one_line(
 
 
 def test_each_role_does_its_work_with_its_own_login(
-    secured: Stack,
-    acting: Callable[[str], None],
-    run_command: Callable[..., tuple[int, str]],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    secured: Stack, acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     jobs = tmp_path / "orders.ndjson"
     jobs.write_text(f"{json.dumps(an_order(1))}\n")
@@ -199,20 +188,8 @@ def test_each_role_does_its_work_with_its_own_login(
         until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")
         as_("reader", "wait")
         as_("owner", "dlq", "redrive", "--all")
-        shop = ("import", str(write(tmp_path / "shop", cancellations="")), "--live-from", LIVE_FROM)
-        as_("bulk", *shop, "--dry-run")
-        as_("bulk", *shop, "--no-wait")
-        for command in (
-            ("pause", "lane", "0", "--reason", "a trial"),
-            ("resume", "lane", "0"),
-            ("log-level", "debug"),
-            ("log-level", "default"),
-        ):
-            as_("owner", *command)
-        until(lambda: unpacking.text().count("is unpacked") == 4, "the shop's files are unpacked, too")
         acting("orders-reader")
         processed()
-        as_("console", "status")
         assert [pipeline.terminate(), unpacking.terminate()] == [0, 0]
     assert "lacks" not in pipeline.text() + unpacking.text()
     assert "redis.away" not in pipeline.text()
@@ -220,25 +197,7 @@ def test_each_role_does_its_work_with_its_own_login(
     as_("reader", "dlq", "list")
     as_("audit", "audit")
     as_("audit", "personal", ORDER)
-    as_("audit", "whatif")
-    as_("reader", "attention")
-    as_("console", "operations")
-    as_("console", "attention")
-    acting("orders-console")
-    asyncio.run(pages())
     as_("owner", "repair")
-    as_("owner", "repair", "--rows")
-    as_("owner", "dlq", "resolve", "--since", "1d", "--reason", "a trial")
-    as_("owner", "rebuild", "notices", "--send")
-    caplog.clear()
-    whole = ("import", str(write(tmp_path / "whole")), "--live-from", LIVE_FROM, "--refunds-as-computed")
-    assert "Write on Topic order.cancel_requested" in lacks("bulk", *whole, "--no-wait")
-    assert "never retrieved" not in caplog.text
-    assert "Read on Topic orders.operations" in lacks("reader", "operations")
-    assert "permission denied for table orders_attention" in lacks("bulk", "attention")
-    for command in (("pause", "lane", "0"), ("resume", "lane", "0"), ("dlq", "resolve", "0:0"), ("repair",)):
-        said = lacks("console", *command, "--reason", "it may not")
-        assert "IdempotentWrite on Cluster" in said, command
     assert "IdempotentWrite on Cluster" in lacks("reader", "generate", "--orders", "1")
     assert "IdempotentWrite on Cluster" in lacks(
         "audit", "bulk", "submit", "orders", "--as-new", str(jobs), "--again"
@@ -247,21 +206,6 @@ def test_each_role_does_its_work_with_its_own_login(
     assert f"Read on Topic {changelog}" in lacks("bulk", "show", order_id(1))
     assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")
     assert "IdempotentWrite on Cluster" in lacks("audit", "repair")
-
-
-async def pages() -> None:
-    """What the console shows and does with the rights of its role."""
-    async with opened(get_settings()) as browser:
-        order = f"/orders/{order_id(1)}"
-        letters = await get(browser, "/dead-letters")
-        letter = re.findall(r"/dead-letters/\d+:\d+", letters)[0]
-        for path in ("/lanes", "/jobs", letter, "/pauses", "/operations", f"/users/{USER}", *WORKS):
-            await get(browser, path)
-        for path in (order, f"{order}/stores", f"{order}/records"):
-            assert "doesn&#39;t allow" not in await get(browser, path)
-        form = {"kind": "lane", "name": "0", "why": "it may not", "step": "pause"}
-        refused = await send_form(browser, "/pauses", 503, **form)
-        assert "Kafka doesn&#39;t allow IdempotentWrite on Cluster" in refused
 
 
 def test_one_login_does_everything(
