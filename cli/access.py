@@ -45,7 +45,7 @@ def main() -> None:
     except Exception as error:
         if (line := explain(error)) is None:
             raise
-        say(f"orders: {line}", file=sys.stderr)
+        say(f"orders: {line}", lines=True, file=sys.stderr)
         sys.exit(2)
     say(f"{', '.join(passwords)}: rights given on Kafka and PostgreSQL")
 

@@ -72,14 +72,11 @@ async def _read(
 ) -> tuple[dict[str, int], AttentionPage]:
     from queries.attention import attention_counts, open_attention
     from queries.databases import Databases
-    from queries.errors import Unavailable
 
     databases = Databases(settings)
     try:
         counts = await attention_counts(databases)
         return counts, await open_attention(databases, limit, kind=kind, since=since)
-    except Unavailable as error:
-        raise OrdersError(f"what is to be looked at is in PostgreSQL: {error}", "try again") from error
     finally:
         await databases.close()
 

@@ -326,7 +326,7 @@ def _fail(failure: BaseException, sent: int) -> NoReturn:
     line = explain(failure)
     if line is None or not sent:
         raise failure
-    say(f"orders: {line}", file=sys.stderr)
+    say(f"orders: {line}", lines=True, file=sys.stderr)
     raise typer.Exit(1)
 
 

@@ -49,7 +49,8 @@ def events_command(
             changed = compatibility.write(write)
         except OSError as error:
             raise OrdersError(f"--write {write}: {error.strerror}", "check the path") from None
-        say("\n".join(str(path) for path in changed) or "nothing has changed")
+        for path in changed or ["nothing has changed"]:
+            say(path)
     elif as_asyncapi:
         print(json.dumps(compatibility.asyncapi(), indent=2))
     else:

@@ -69,6 +69,7 @@ def init_command(
         then = " (and grant it, see orders grants postgres)" if kind == "view" else ""
         say(
             f"orders: warning: the {kind} {name} was dropped; to make it again{then}: {statement}",
+            lines=True,
             file=sys.stderr,
         )
     if as_json:

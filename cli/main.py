@@ -318,9 +318,10 @@ def main() -> None:
     something, 130 on Ctrl-C.
     """
     _end_by_sigterm()
-    # The client reports every failed attempt to connect; the one line below says it once.
+    # They report every failed attempt to connect; the one line below says it once.
     # A worker's own handlers still get them.
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+    for library in ("aiokafka", "queries"):
+        logging.getLogger(library).addHandler(logging.NullHandler())
     streams.open_all()
     # A fault in a library's or in compiled code leaves at least where it was.
     faulthandler.enable(2)
@@ -396,7 +397,7 @@ def explain(error: BaseException) -> str | None:
     causes = list(_causes(error))
     # Why a server that is there doesn't let us in, or not do something, is often wrapped in an error that
     # only says that there was no answer.
-    for explained in (_explain_refusal, _explain_one):
+    for explained in (_explain_refusal, _explain_one, _explain_unavailable):
         for cause in causes:
             line = explained(cause)
             if line is not None:
@@ -455,6 +456,13 @@ def _explain_refusal(error: BaseException) -> str | None:
         return _explain_redis(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return _untrusted(error)
+    return _explain_refused_login(error) if family == "asyncpg" else None
+
+
+def _explain_unavailable(error: BaseException) -> str | None:
+    """After what the servers themselves said."""
+    if type(error).__module__ == "queries.errors" and type(error).__name__ == "Unavailable":
+        return f"{one_line(error)}; try again"
     return None
 
 
@@ -584,6 +592,18 @@ def _explain_postgres(error: BaseException) -> str | None:
             f"a row refers to what isn't there, and that is enforced ({one_line(error)}): add what is"
             " missing, or run orders db unlink"
         )
+    if state == "57014":
+        return f"Postgres at {address} took longer than it may ({one_line(error)}); try again"
+    if state == "0A000":
+        return f"Postgres at {address} says: {one_line(error)}; take a newer one, or do without this"
+    if state[:2] in ("08", "57") or state in ("3D000", "53300"):
+        return f"Postgres at {address} says: {one_line(error)}; check ORDERS_POSTGRES"
+    return None
+
+
+def _explain_refused_login(error: BaseException) -> str | None:
+    state = getattr(error, "sqlstate", None) or ""
+    address = _address("postgres")
     if state == "42501":
         return (
             f"Postgres at {address} doesn't allow it ({one_line(error)}); as the owner of the tables, GRANT"
@@ -594,10 +614,6 @@ def _explain_postgres(error: BaseException) -> str | None:
             f"Postgres at {address} refuses the login ({one_line(error)}); check the user and the password in"
             " ORDERS_POSTGRES"
         )
-    if state == "0A000":
-        return f"Postgres at {address} says: {one_line(error)}; take a newer one, or do without this"
-    if state[:2] in ("08", "57") or state in ("3D000", "53300"):
-        return f"Postgres at {address} says: {one_line(error)}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":
         # What it got may be a secret.
         return f"ORDERS_POSTGRES: {one_line(str(error).partition(', got ')[0])}"

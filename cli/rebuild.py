@@ -187,7 +187,10 @@ def drop_command(
     if as_json:
         print(json.dumps({"dropped": dropped}))
     else:
-        say("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
+        for name in dropped:
+            say(f"dropped {name}")
+        if not dropped:
+            say("there is nothing to drop")
 
 
 @app.command("notices")

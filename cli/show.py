@@ -117,12 +117,8 @@ def _uuid(text: str) -> UUID:
 
 def _of_cart(cart_id: UUID) -> Sequence[UUID]:
     from queries.databases import orders_of_cart
-    from queries.errors import Unavailable
 
-    try:
-        return asyncio.run(orders_of_cart(get_settings(), cart_id))
-    except Unavailable as error:
-        raise OrdersError(f"the orders of a cart are in PostgreSQL: {error}", "try again") from error
+    return asyncio.run(orders_of_cart(get_settings(), cart_id))
 
 
 def _only(cart: str, order_ids: Sequence[UUID]) -> UUID:

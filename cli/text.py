@@ -46,12 +46,13 @@ def one_line(text: object) -> str:
     return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
-def say(text: object, *, file: TextIO | None = None) -> None:
-    """Print text that may hold something from outside, harmless, on stdout or `file`.
+def say(text: object, *, lines: bool = False, file: TextIO | None = None) -> None:
+    """Print text that may hold something from outside, harmless, on stdout or `file`: as one line, so that
+    nothing in it can pass for a line of ours, unless `lines`.
 
     Whoever prints without a console prints by this; `print` is for JSON. Blocks as print does.
     """
-    print(printable(text, lines=True), file=file)
+    print(printable(text, lines=lines), file=file)
 
 
 def second(time: str) -> str:

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from api.binding import Record
 from api.sending import Place, Sender
+from console.sources import said_of
 from console.texts import text
 from errors import OrdersError
 from operations import journal
@@ -199,8 +200,12 @@ async def _told() -> AsyncIterator[None]:
     except OrdersError as error:
         raise NotDone(str(error)) from error
     except KafkaError as error:
-        raise Unavailable(text("kafka_away", why=type(error).__name__)) from error
+        away = text("kafka_away", why=type(error).__name__)
+        raise Unavailable(said_of("Kafka", error, away)) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise Unavailable(text("postgres_away")) from error
+        raise Unavailable(said_of("Postgres", error, text("postgres_away"))) from error
     except (RedisError, OSError, TimeoutError) as error:
-        raise Unavailable(text("server_broke", why=type(error).__name__)) from error
+        broke = text("server_broke", why=type(error).__name__)
+        raise Unavailable(
+            said_of("Redis", error, broke) if isinstance(error, RedisError) else broke
+        ) from error

@@ -129,7 +129,7 @@ class Sources:
             async with asyncio.timeout(COMPARE_SECONDS), connect(self.settings) as connection:
                 differences = await with_rows(connection, held.rows, [str(order_id)])
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            raise Unavailable(text("postgres_away")) from error
+            raise Unavailable(said_of("Postgres", error, text("postgres_away"))) from error
         return compare(held, differences, (await self._reader.cache.order(order_id))[0])
 
     async def rows(self, order_id: UUID) -> OrderDetails:
@@ -210,9 +210,7 @@ class Sources:
             raise Unavailable(str(error)) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._jobs.drop()
-            how = refused(error)
-            said = text("server_refuses", server="Postgres", how=how) if how else text("postgres_away")
-            raise Unavailable(said) from error
+            raise Unavailable(said_of("Postgres", error, text("postgres_away"))) from error
 
     async def health(self) -> Health:
         """Which sources of orders answer, as of the last second."""
@@ -234,6 +232,12 @@ class Sources:
             return []
 
 
+def said_of(server: str, error: BaseException, otherwise: str) -> str:
+    """What a server that is there refuses, and the right that lacks; else `otherwise`. Never blocks."""
+    how = refused(error)
+    return text("server_refuses", server=server, how=how) if how else otherwise
+
+
 def explained(order_id: UUID, order: Order, at: datetime | None) -> Explained:
     """An order explained as of a time. Pure."""
     then = order if at is None else as_of(order, order_id.bytes, micros(at))
@@ -250,12 +254,7 @@ async def _of_kafka(seconds: float) -> AsyncIterator[None]:
     except NoSuchLetter:
         raise
     except (KafkaError, OSError, TimeoutError) as error:
-        how = refused(error)
-        said = (
-            text("server_refuses", server="Kafka", how=how)
-            if how
-            else text("kafka_away", why=type(error).__name__)
-        )
-        raise Unavailable(said) from error
+        away = text("kafka_away", why=type(error).__name__)
+        raise Unavailable(said_of("Kafka", error, away)) from error
     except OrdersError as error:
         raise Unavailable(str(error)) from error

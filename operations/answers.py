@@ -23,6 +23,8 @@ def refused(error: BaseException) -> str | None:
     """
     if isinstance(error, OrdersError):
         return f"can't be used: {_line(error)}"
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return f"can't be used: {_line(error).partition(', got ')[0]}"  # what it got may be a secret
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | AuthenticationError):
         return f"refuses the login: {_line(error)}"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):

@@ -95,12 +95,13 @@ def _after(cursor: str, bound: bytes) -> dict[str, Any]:
 
 
 async def _rows(databases: Databases, query: Query) -> Sequence[sa.Row[Any]]:
+    away: Away | None = None
     async for database, _ in databases.each():
         try:
             return await database.rows(query)
-        except Away:
-            continue
-    raise Unavailable("no database answers")
+        except Away as error:
+            away = error
+    raise Unavailable("no database answers") from away
 
 
 def _value(name: str, like: sa.ColumnElement[Any]) -> sa.BindParameter[Any]:

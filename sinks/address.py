@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from credentials import Refusal, read_file
+from sinks.named import fault
 
 KEEPALIVE: Final = {
     "keepalives_idle": 2,
@@ -182,14 +183,12 @@ class Address:
             self.hosts = [with_("", query | {"host": host, "port": port}) for host, port in places]
 
     def require_files(self) -> None:
-        """Raise asyncpg.ClientConfigurationError for a file that can't be read, or isn't named and has to be:
+        """Raise asyncpg.ClientConfigurationError for a file that can't be used, or isn't named and has to be:
         asyncpg would blame the server, or say less.
         """
         for name, path in self._files.items():
-            try:
-                read_file(Path(path), 0)
-            except (OSError, ValueError) as error:
-                raise _no_file(name, error) from None
+            if wrong := fault(name, Path(path)):
+                raise asyncpg.ClientConfigurationError(wrong)
         rootless = "sslrootcert" not in self._files and not os.environ.get("PGSSLROOTCERT")
         if self._tls in _CHECKED and rootless and not os.path.exists(os.path.expanduser(_ROOT)):
             raise asyncpg.ClientConfigurationError(

@@ -22,8 +22,9 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 
-from credentials import RedisUrl, read_file
+from credentials import RedisUrl
 from errors import OrdersError
+from sinks.named import fault
 
 ONCE: Final = Retry(NoBackoff(), 0)
 """For clients whose caller tries again itself."""
@@ -39,7 +40,7 @@ class Unwanted(redis.exceptions.ConnectionError):
 
 
 class UnusableFile(OrdersError):
-    """A file that the URL names can't be read."""
+    """A file that the URL names can't be used."""
 
     remedy = "correct ORDERS_REDIS, or check who may read the file"
 
@@ -174,7 +175,7 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     `timeout`: seconds that connecting and each answer may take; without one the caller limits the time.
     `options`: those of a connection of redis-py, before which those of the URL come. Where the URL lies in a
     file it is read anew for each connection: host, port and database, or the Sentinels; user and password, if
-    it has any now. Raises UnusableFile for a file that the URL names and that can't be read.
+    it has any now. Raises UnusableFile for a file that the URL names and that can't be used.
     """
     url = settings.redis
     place = _read(url)
@@ -203,12 +204,8 @@ def _require_files(place: _Place) -> None:
     """Raise UnusableFile before OpenSSL does without saying which, or waits for somebody who writes."""
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         path = place.options.get(name)
-        if path:
-            try:
-                read_file(Path(path), 0)
-            except (OSError, ValueError) as error:
-                why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-                raise UnusableFile(f"ORDERS_REDIS: {name} names no file that can be read ({why})") from None
+        if path and (wrong := fault(name, Path(path))):
+            raise UnusableFile(f"ORDERS_REDIS: {wrong}")
 
 
 def _hide(options: dict[str, Any], url: RedisUrl, *, sentinel: bool) -> None:

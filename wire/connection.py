@@ -113,6 +113,8 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
                 await self._do_sasl_handshake()
         except BaseException:
             self.close()
+            # Without a goodbye: whoever wasn't let in ends its loop next, with the socket still open.
+            self.lower.abort()
             raise
         return reader, writer
 

@@ -72,6 +72,8 @@ class LogReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # aiokafka's stop() is cancelled itself if a task of the consumer hasn't begun yet.
+        await asyncio.sleep(0)
         await self._consumer.stop()
 
     async def partitions(self, topic: str) -> set[int]:

@@ -135,6 +135,10 @@ async def _send_directly(settings: Settings, plan: Plan) -> int:
                 await asyncio.wait_for(flying.popleft(), SILENCE)
         while flying:
             await asyncio.wait_for(flying.popleft(), SILENCE)
+    except BaseException:
+        for each in flying:  # of one failure many are told, and one is enough
+            each.cancel()
+        raise
     finally:
         await producer.stop()
     return count

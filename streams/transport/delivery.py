@@ -88,6 +88,8 @@ POSTGRES_TEMPORARY: tuple[type[BaseException], ...] = (
     # A password that is being changed, a grant that lacks: who mends it needn't restart the worker.
     asyncpg.InvalidAuthorizationSpecificationError,  # class 28
     asyncpg.InsufficientPrivilegeError,
+    # An address was good when the worker started: a file of it is being changed (a certificate, a password).
+    asyncpg.ClientConfigurationError,
 )
 
 POSTGRES_CLOSED = (

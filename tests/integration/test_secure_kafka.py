@@ -194,8 +194,14 @@ async def test_a_token_is_fetched_again_before_it_ends(
 # -- who is not ----------------------------------------------------------------------------------------------
 
 
-def test_each_refusal_is_a_line_of_its_own(secure: Secure, run_command: Any) -> None:
+def test_each_refusal_is_a_line_of_its_own(secure: Secure, run_command: Any, tmp_path: Path) -> None:
     wrong = "MarkedSecret-and-wrong"
+    over = tmp_path / "over"
+    over.write_text(token("MarkedSecret", seconds=-5))
+
+    def bearer(**issuer: str) -> dict[str, str]:
+        return secure.env("LOGIN", SASL_MECHANISM="OAUTHBEARER", **issuer)
+
     stranger = {
         f"SSL_{name}FILE": str(secure.folder / f"stranger.{end}")
         for name, end in (("CERT", "pem"), ("KEY", "key"))
@@ -220,6 +226,17 @@ def test_each_refusal_is_a_line_of_its_own(secure: Secure, run_command: Any) -> 
             secure.scram() | {"ORDERS_KAFKA_SSL_CAFILE": str(secure.folder / "stranger.pem")},
             NotTrusted,
             "set ORDERS_KAFKA_SSL_CAFILE to the certificate of the authority",
+        ),
+        (
+            bearer(OAUTH_TOKEN_FILE=str(tmp_path / "nowhere")),
+            NoToken,
+            f"no token in ORDERS_KAFKA_OAUTH_TOKEN_FILE={tmp_path}/nowhere (No such file or directory); see",
+        ),
+        (bearer(OAUTH_TOKEN_FILE=str(over)), LoginRefused, "check who issues the token, for whom it is, and"),
+        (
+            bearer(OAUTH_TOKEN_COMMAND="sh -c 'echo MarkedSecret; exit 7'"),
+            NoToken,
+            "ORDERS_KAFKA_OAUTH_TOKEN_COMMAND ended with exit code 7; run it by hand",
         ),
         (secure.env("EXPIRED"), NotTrusted, "certificate has expired; have the broker's certificate renewed"),
         (secure.env("OTHER"), NotTrusted, "reach the brokers by a name that is in their certificates"),

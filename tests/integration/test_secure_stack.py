@@ -110,6 +110,54 @@ async def test_nobody_comes_in_plainly_and_no_program_is_a_superuser(secured: St
         secured.env_of("nobody")
 
 
+def test_what_keeps_a_command_out_is_one_line(
+    secured: Stack,
+    acting: Callable[[str], None],
+    run_command: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong authority, a file that is none or isn't there, a wrong password, nobody there: of each server
+    that has them in its URL (tests/integration/test_secure_kafka.py has Kafka's).
+    """
+    acting(EVERYBODY)
+    certificate(tmp_path / "stranger.pem", tmp_path / "stranger.key")
+    (tmp_path / "none.pem").write_text("none")
+    cart = ("show", "--cart", ORDER)
+    for server, parameter, commands in (
+        ("POSTGRES", "sslrootcert", (("attention",), cart, ("db",), ("worker",))),
+        ("REDIS", "ssl_ca_certs", (("audit",), ("personal", ORDER))),
+    ):
+        right, file = url(secured.env, server), tmp_path / server
+        before, trusted, ca = right.partition(f"{parameter}=")
+        login, at, place = right.partition("@")
+        somebody = login.rpartition(":")[0]
+        for wrong, says in (
+            (f"{before}{trusted}{tmp_path}/stranger.pem", "isn't trusted (unable to get local issuer"),
+            (f"{before}{trusted}{tmp_path}/none.pem", f"{parameter} names a file that holds no certificates"),
+            (f"{before}{trusted}{tmp_path}/gone.pem", f"{parameter} names no file that can be read (No such"),
+            (f"{somebody}:MarkedSecret{at}{place}", "refuses the login ("),
+            (f"{before.partition('://')[0]}://127.0.0.1:1/0", "127.0.0.1:1/0"),
+        ):
+            assert ca
+            file.write_text(wrong)
+            monkeypatch.setenv(f"ORDERS_{server}_FILE", str(file))
+            for command in commands:
+                get_settings.cache_clear()
+                code, said = run_command(*command)
+                assert (code, said.count("\n"), says in said) == (2, 1, True), f"{command}: {said}"
+                assert "MarkedSecret" not in said
+        file.write_text(right)
+    monkeypatch.setenv("ORDERS_REDIS_FILE", str(tmp_path / "nowhere"))
+    get_settings.cache_clear()
+    code, said = run_command("status")
+    where = f"{tmp_path}/nowhere"
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(
+        f"orders: ORDERS_REDIS_FILE={where}: No such file or directory; see orders settings"
+    )
+
+
 def test_each_role_does_its_work_with_its_own_login(
     secured: Stack, acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from cli import main
 from settings import Settings, get_settings
 from tests.servers import as_admin, kafka
 from tests.unit.builders import ANNA, ORDER, USER, VALID, attributes, created, line, parcel, record
+from tests.unit.takeover_files import write
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
 
@@ -125,14 +126,9 @@ def good() -> str:
     return f"{ids[0]},{ids[1]},EUR,1.00,2026-01-01T01:00:00Z,{ids[2]},{ids[3]},{ids[4]},sku,1,1.00,x\n"
 
 
-async def test_hostile_texts_steer_no_terminal(
-    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, letters = await fill(fresh, tmp_path)
-    hostile = tmp_path / "hostile.csv"
-    text = HOSTILE.partition("\r")[0]  # no line break: it would end the header
-    hostile.write_text(f'{COLUMNS},"[/bad] {text}"\n{good().rstrip()[:-1]}x\n"{text}",,,,,,,,,,,\n')
-    commands: list[tuple[tuple[str, ...], int, list[str]]] = [
+def of_fill(job: str, letters: list[str], hostile: str) -> list[tuple[tuple[str, ...], int, list[str]]]:
+    """Commands for what fill() has made, with their exit codes and what they show whole."""
+    return [
         (("show", ORDER), 0, [ORDER, ANNA, parcel(1)]),
         (("show", ORDER, "--json"), 0, [ORDER, ANNA, parcel(1)]),
         (("dlq", "list"), 0, [*letters, "field_malformed", "not_json", "order.paid:", "order.returned:"]),
@@ -142,7 +138,7 @@ async def test_hostile_texts_steer_no_terminal(
         (("bulk", "status"), 0, [job]),
         (("bulk", "status", job, "--json"), 0, [job]),
         (
-            ("bulk", "submit", "orders", str(hostile), "--dry-run"),
+            ("bulk", "submit", "orders", hostile, "--dry-run"),
             1,
             ["ignored columns: ", "field_malformed"],
         ),
@@ -155,6 +151,16 @@ async def test_hostile_texts_steer_no_terminal(
         (("settings",), 0, ["ORDERS_KAFKA"]),
         (("init",), 0, []),
     ]
+
+
+async def test_hostile_texts_steer_no_terminal(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, letters = await fill(fresh, tmp_path)
+    hostile = tmp_path / "hostile.csv"
+    text = HOSTILE.partition("\r")[0]  # no line break: it would end the header
+    hostile.write_text(f'{COLUMNS},"[/bad] {text}"\n{good().rstrip()[:-1]}x\n"{text}",,,,,,,,,,,\n')
+    commands = of_fill(job, letters, str(hostile))
     for parameters in (ENVIRONMENTS[number] for number in (0, 1, 4, 9)):
         encoding, environment = parameters.values
         assert isinstance(encoding, str)
@@ -190,47 +196,182 @@ async def run(encoding: str, *args: str) -> tuple[int, str, str]:
     return code, written(out), written(err)
 
 
+LETTERS = "LETTERS"
+"""In a command: a dead letter of each reason in turn."""
+WHILE_A_WORKER_RUNS: tuple[tuple[str, ...], ...] = (
+    ("pause", "topic", "order.paid", "--reason", HOSTILE),
+    ("pause", "lane", "1", "--reason", HOSTILE, "--json"),
+    ("log-level", "debug", "--reason", HOSTILE),
+    ("status",),
+    ("status", "--json"),
+    ("resume", "topic", "order.paid", "--reason", HOSTILE),
+    ("resume", "lane", "1", "--reason", HOSTILE),
+    ("log-level", "default", "--worker", HOSTILE, "--reason", HOSTILE),
+)
+OF_EVERY_TEXT: tuple[tuple[str, ...], ...] = (
+    ("show", ORDER),
+    ("show", ORDER, "--json"),
+    ("dlq", "list", "--wide"),
+    *(("dlq", "list", "--by", name) for name in ("topic", "source", "seller", "hour")),
+    ("dlq", "show", LETTERS),
+    ("dlq", "resolve", LETTERS, "--reason", HOSTILE),
+    ("dlq", "list", "--state", "resolved", "--wide"),
+    ("dlq", "redrive", "--dry-run", "--all"),
+    ("attention",),
+    ("attention", "--json"),
+    ("operations",),
+    ("operations", "--wide"),
+    ("operations", "--json"),
+    ("status",),
+    ("wait", "--timeout", "30"),
+    ("import", "SHOP", "--live-from", "2026-03-01T00:00:00Z", "--dry-run"),
+    ("import", "SHOP", "--live-from", "2026-03-01T00:00:00Z", "--dry-run", "--json"),
+    ("rebuild", "start"),
+    ("rebuild", "diff"),
+    ("rebuild", "notices", "--dry-run"),
+    ("rebuild", "status"),
+    ("rebuild", "drop", "orders_rebuild"),
+    ("audit",),
+    ("db",),
+)
+OF_BROKEN_STORES: tuple[tuple[str, ...], ...] = (
+    ("audit",),
+    ("repair", "--dry-run"),
+    ("whatif",),
+    ("personal", USER),
+)
+REFUSED: tuple[tuple[str, ...], ...] = (
+    ("show", HOSTILE),
+    ("personal", HOSTILE),
+    ("dlq", "show", HOSTILE),
+    ("dlq", "list", "--since", HOSTILE),
+    ("attention", "--kind", HOSTILE),
+    ("operations", "--since", HOSTILE),
+    ("pause", "topic", HOSTILE, "--reason", HOSTILE),
+    ("resume", "type", HOSTILE),
+    ("log-level", HOSTILE),
+    ("import", f"/{HOSTILE}", "--live-from", "2026-03-01T00:00:00Z"),
+    ("import", "SHOP", "--live-from", HOSTILE),
+    ("bulk", "submit", "orders", HOSTILE),
+    ("bulk", "status", HOSTILE),
+    ("bulk", "mapping", HOSTILE),
+    ("bulk", "id", HOSTILE, "orders", HOSTILE),
+    ("rebuild", "drop", HOSTILE),
+    ("rebuild", "switch", HOSTILE),
+    ("db", "regions", "add", HOSTILE),
+    ("db", "unlink", HOSTILE),
+    ("keys", "add", HOSTILE, "--scope", HOSTILE),
+    ("keys", "revoke", HOSTILE),
+    ("grants", "kafka", "--role", "worker", "--user", HOSTILE),
+    ("grants", "postgres", "--role", "worker", "--user", HOSTILE),
+    ("grants", "redis", "--role", "worker", "--user", HOSTILE),
+    ("replay", "olist", f"/{HOSTILE}"),
+    ("worker", "--name", HOSTILE),
+    ("api", "--host", HOSTILE),
+    ("console", "--host", HOSTILE),
+)
+"""What was typed, told again by who refuses it."""
+ELSEWHERE = {
+    "bench": "measures",
+    "db link": "tests/integration/test_references.py",
+    "db locks": "tests/integration/test_db.py, with another session's hostile name",
+    "db regions list": "tests/integration/test_regions.py",
+    "demo": "has orders of its own",
+    "events": "prints what is generated from the code",
+    "generate": "sends",
+    "keys list": "tests/unit/test_keys.py: a name is letters and digits",
+    "simulate": "sends",
+    "stack down": "of this machine",
+    "stack env": "of this machine",
+    "stack status": "of this machine",
+    "stack up": "of this machine",
+}
+"""Commands that print nothing that came in, and why."""
+
+
+def leaves(command: Any, *words: str) -> Iterator[str]:
+    """The commands below one, by their words."""
+    subcommands = getattr(command, "commands", {})
+    if not subcommands or (command.invoke_without_command and words):
+        yield " ".join(words)
+    for name, each in subcommands.items():
+        yield from leaves(each, *words, name)
+
+
+async def test_every_command_is_in_the_scene() -> None:
+    """A new one has to be added to it, or to ELSEWHERE with the reason. All refuse an option that is none."""
+    names = {name for each in main.SUBCOMMANDS for name in leaves(main.load(each), each.name)}
+    of_scene = [*WHILE_A_WORKER_RUNS, *OF_EVERY_TEXT, *OF_BROKEN_STORES, *REFUSED]
+    of_scene += [command for command, _, _ in of_fill("job", ["0:0"], "file")]
+    lines = [f"{' '.join(command)} " for command in of_scene]
+    covered = {name for name in names if any(line.startswith(f"{name} ") for line in lines)}
+    assert names - covered - ELSEWHERE.keys() == set(), "no hostile text was tried on them"
+    assert ELSEWHERE.keys() - names == set()
+    for name in sorted(names):
+        said = await run("utf-8", *name.split(), f"--{HOSTILE}")
+        assert said[0] == 2, (name, said)
+        steers_nothing(name, "".join(said[1:]))
+
+
+def steers_nothing(what: str, text: str) -> None:
+    assert not harmful(text.replace("\n", "")), (what, text)
+    assert not [line for line in text.splitlines() if line.startswith("forged")], (what, text)
+
+
 async def test_every_text_of_every_event_steers_no_terminal(
-    fresh: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = await send_every_text(fresh)
     assert sent > 100
+    shop = hostile_shop(tmp_path)
+    monkeypatch.setenv("ORDERS_API_KEY_STORE", str(tmp_path / "keys"))
+    outputs: dict[str, str] = {}
+
+    async def note(command: tuple[str, ...], codes: tuple[int, ...] = (0, 1)) -> str:
+        code, out, err = await run("utf-8", *(str(shop) if word == "SHOP" else word for word in command))
+        assert code in codes, (command, out, err)
+        assert (out + err).strip(), command
+        assert code != 2 or err.startswith("orders: "), (command, err)
+        outputs[" ".join(command)] = out + err
+        return out
+
     with worker(tmp_path) as working:
         processed()
-        said = working.text()
-    _, out, _ = await run("utf-8", "dlq", "list", "--json")
-    letters = json.loads(out)
+        for command in WHILE_A_WORKER_RUNS:
+            await note(command)
+        assert "paused" in outputs["status"]
+        processed()
+    outputs["worker"] = re.sub(r"\x1b\[[0-9;]*m", "", working.text())
+    letters = json.loads(await note(("dlq", "list", "--json")))
     refused = {each["reason"]: f"{each['partition']}:{each['offset']}" for each in letters["dead_letters"]}
     assert {"field_malformed", "cloudevent_malformed"} & set(refused)
-    commands: list[tuple[str, ...]] = [
-        ("show", ORDER),
-        ("show", ORDER, "--json"),
-        ("dlq", "list", "--wide"),
-        *(("dlq", "show", each) for each in refused.values()),
-        ("dlq", "redrive", "--dry-run", "--all"),
-        ("wait", "--timeout", "30"),
-        ("rebuild", "start"),
-        ("rebuild", "diff"),
-        ("rebuild", "status"),
-        ("rebuild", "drop", "orders_rebuild"),
-        ("audit",),
-        ("db",),
-    ]
-    outputs = {"worker": re.sub(r"\x1b\[[0-9;]*m", "", said)}
-    for command in commands:
-        code, out, err = await run("utf-8", *command)
-        assert code in (0, 1), (command, err)
-        outputs[" ".join(command)] = out + err
+    for command in OF_EVERY_TEXT:
+        for letter in refused.values() if LETTERS in command else ("",):
+            await note(tuple(letter if word == LETTERS else word for word in command))
+    for command in REFUSED:
+        await note(command, (2,))
     await break_stores(fresh)
-    commands = [("audit",), ("repair", "--dry-run"), ("whatif",), ("personal", USER)]
-    for command in commands:
-        code, out, err = await run("utf-8", *command)
-        assert code in (0, 1), (command, err)
-        outputs[f"{' '.join(command)}, of broken stores"] = out + err
-    assert "cache" in outputs["audit, of broken stores"]
+    for command in OF_BROKEN_STORES:
+        await note(command)
+    assert "cache" in outputs["audit"]
     for what, text in outputs.items():
-        assert not harmful(text.replace("\n", "")), (what, text)
-        assert not [line for line in text.splitlines() if line.startswith("forged")], what
+        steers_nothing(what, text)
+
+
+def hostile_shop(folder: Path) -> Path:
+    """Files for orders import whose names of columns and cells are hostile, beside an order that is good."""
+    shop = write(folder / "shop")
+    text = HOSTILE.partition("\r")[0]  # no line break: it would end the line
+    for file in shop.iterdir():
+        header, *lines = file.read_text().splitlines()
+        names = header.split(",")
+        lines = [f"{line},x" for line in lines]
+        for number in range(len(names)):
+            cells = lines[0].split(",")
+            cells[number] = f'"{text}"'
+            lines.append(",".join(cells))
+        file.write_text("\n".join([f'{header},"{text}"', *lines, ""]))
+    return shop
 
 
 # -- a person at a terminal ----------------------------------------------------------------------------------

@@ -283,6 +283,17 @@ async def test_pipes_are_no_files(tmp_path: Path, certificates: Path) -> None:
             open_client(Settings(redis=RedisUrl(f"rediss://127.0.0.1:1/0?{name}={pipe}")))
 
 
+async def test_authorities_that_are_none_are_named_and_not_the_server(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("none")
+    address = f"postgresql://127.0.0.1:1/d?sslmode=verify-full&sslrootcert={file}"
+    for act in (connect(address, "test", timeout=5, pooled=False), check(address)):
+        with pytest.raises(asyncpg.ClientConfigurationError, match="sslrootcert names a file that holds no"):
+            await act
+    with pytest.raises(UnusableFile, match="ORDERS_REDIS: ssl_ca_certs names a file that holds no cert"):
+        open_client(Settings(redis=RedisUrl(f"rediss://127.0.0.1:1/0?ssl_ca_certs={file}")))
+
+
 @pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
 @pytest.mark.parametrize("by", ["address", "environment"])
 async def test_tls_that_is_checked_needs_to_know_who_signed(

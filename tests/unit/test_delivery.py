@@ -33,6 +33,7 @@ TEMPORARY = [
     asyncpg.InvalidPasswordError(),
     asyncpg.InvalidAuthorizationSpecificationError(),
     asyncpg.InsufficientPrivilegeError(),
+    asyncpg.ClientConfigurationError("sslrootcert names no file that can be read"),
     asyncpg.InterfaceError("connection is closed"),
     ConnectionRefusedError(),
     OSError(28, "No space left on device"),
