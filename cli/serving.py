@@ -70,8 +70,7 @@ def serve(
 
     application = create(settings)
     asyncio.run(application.state.access.prepare())
-    body = None if keeps is None else partial(keeps, application.state.access)
-    limits = Limits.of(settings, body, name)
+    limits = Limits.of(settings, keeps and partial(keeps, application.state.access), name)
     context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)
     configure(settings, name)
