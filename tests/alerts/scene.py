@@ -248,7 +248,12 @@ async def a_topic_paused_for_an_hour(on: Scene) -> None:
 async def rows_deleted_by_hand(on: Scene) -> None:
     """And written again as the runbook says."""
     session = await asyncpg.connect(as_admin(on.settings.postgres))
+
+    async def enough() -> bool:
+        return bool(await session.fetchval("SELECT count(*) >= 20 FROM orders_order"))
+
     try:
+        await on.until(enough, "there are twenty orders", DEADLINE_SECONDS)
         deleted = await session.execute(
             "DELETE FROM orders_order WHERE id IN (SELECT id FROM orders_order ORDER BY updated_at LIMIT 20)"
         )
