@@ -99,6 +99,8 @@ class Scene:
     """The workers' way to Postgres."""
     audits_postgres: Proxy
     divisor: float
+    audit: bool = False
+    """Whether one follows."""
     fired: set[str] = field(default_factory=set)
 
     @property
@@ -195,7 +197,7 @@ async def scene(settings: Settings, folder: Path, divisor: float, *, audit: bool
             jobs["audit"] = [targets["audit"]]
         feeder.start()
         async with monitoring(folder / "monitoring", jobs, divisor) as watched:
-            yield Scene(settings, folder, workers, watched, *ways, divisor)
+            yield Scene(settings, folder, workers, watched, *ways, divisor, audit)
         await feeder.stop()
     for way in ways:
         await way.close()
@@ -205,17 +207,22 @@ async def scene(settings: Settings, folder: Path, divisor: float, *, audit: bool
 
 
 async def lanes_open(on: Scene) -> None:
-    """Wait until all lanes have been collected from."""
+    """Wait until all lanes, and the audit, if there is one, have been collected from."""
 
     async def collected() -> bool:
         return await on.monitoring.value("count(orders_lane_lag_records)") == on.settings.partitions
 
+    async def audited() -> bool:
+        return bool(await on.monitoring.value("count(orders_audit_broken)"))
+
     await on.until(collected, "all lanes have a worker", DEADLINE_SECONDS)
+    if on.audit:  # one that hasn't been through everything yet ends with its servers
+        await on.until(audited, "the audit has been through everything", DEADLINE_SECONDS)
 
 
 @step()
 async def healthy_load(on: Scene) -> None:
-    """Nothing fires, from when all lanes have been collected from."""
+    """Nothing fires, from when all lanes and the audit have been collected from."""
     await lanes_open(on)
     since = time.monotonic()
 
