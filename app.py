@@ -92,15 +92,15 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     `bulk`: also runs the unpacker of bulk jobs beside it.
     """
     app = OrdersApp(settings)
-    if bulk:
-        # Typed for a class; an instance works, too.
-        app.service(cast(Any, BulkService(settings, app.control)))
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
     pipeline.flood = Flood(settings.dead_letter_hold, app.flooded)
     watermark = Watermark(state, app.rows_sink)
     links = max(128, settings.batch_records)
     spans = tracer("orders-worker", os.environ, instance=name_of(settings), links=links)
+    if bulk:
+        # Typed for a class; an instance works, too.
+        app.service(cast(Any, BulkService(settings, app.control, spans)))
     handle = traced(pipeline, spans, settings.group)
 
     async def opened(lane: OpenLane) -> None:

@@ -29,3 +29,12 @@ class OrdersError(Exception):
 
 class TakenAway(OrdersError):
     """What a program works with was there as it started and is gone. A worker waits, as for a server."""
+
+
+def named(error: BaseException) -> str:
+    """The error's class and what it says, in one line. The class once: Kafka's errors say theirs. Pure."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    said = text.partition("] ")[2] if text.startswith("[Error ") else text
+    if said == name or said.startswith(f"{name}: "):
+        return text
+    return f"{name}: {text}" if text else name

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from api import counted
 from api.problems import problem
 from api.requests import answered
 from settings import Settings
@@ -34,20 +35,23 @@ class Limits(NamedTuple):
     `timeout`: seconds from the beginning of a connection, or from the last answer, until the next request
     must be there as a whole; and for which an answer waits for its client. `most`: connections at a time. One
     more, and that which has been waited for the longest gives way. `logged`: whether requests that never came
-    to be are in the access log. `body`: (method, target, Authorization) -> the most bytes of a body that is
-    read; 0: nothing reads it. None: no path reads any.
+    to be are in the access log. `service`: under what they are counted. `body`: (method, target,
+    Authorization) -> the most bytes of a body that is read; 0: nothing reads it. None: no path reads any.
     """
 
     timeout: float = 10.0
     most: int = 1000
     logged: bool = True
     body: Callable[[bytes, bytes, str | None], int] | None = None
+    service: str = "api"
 
     @classmethod
-    def of(cls, settings: Settings, body: Callable[[bytes, bytes, str | None], int] | None) -> Limits:
+    def of(
+        cls, settings: Settings, body: Callable[[bytes, bytes, str | None], int] | None, service: str
+    ) -> Limits:
         """Those of the settings, as far as this process can."""
         timeout, most = settings.api_request_timeout, settings.api_connections
-        return cls(timeout, most, settings.api_access_log, body).possible()
+        return cls(timeout, most, settings.api_access_log, body, service).possible()
 
     def possible(self) -> Limits:
         """The same with no more connections than this process may have files."""
@@ -345,6 +349,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = refused
             return
         status, detail = refused.args
+        counted.refused(self._limits.service, status)
         if self._limits.logged:
             answered("-", "-", "-", status, 0.0)
         again = {"Retry-After": "1"} if status == 503 else {}

@@ -25,6 +25,14 @@ def counted(
     HTTP_KEYS.labels(service, _key(caller), f"{status // 100}xx").inc()
 
 
+def refused(service: str, status: int) -> None:
+    """Count a request that was refused before it was there as a whole: its method and its route aren't known,
+    nor how long it took. Never blocks.
+    """
+    HTTP_REQUESTS.labels(service, "other", "none", str(status), "none").inc()
+    HTTP_KEYS.labels(service, "none", f"{status // 100}xx").inc()
+
+
 def _key(caller: Caller | None) -> str:
     if caller is None:
         return "none"

@@ -1,4 +1,4 @@
-"""`orders log-level`: change what workers log while they run."""
+"""`orders log-level`: change what workers, the API and the console log while they run."""
 
 from __future__ import annotations
 
@@ -33,29 +33,34 @@ def log_level_command(
         typer.Argument(help="The lowest level that is logged; default: what ORDERS_LOG_LEVEL says."),
     ],
     worker: Annotated[
-        str, typer.Option(help="One worker: w1@host as orders status lists it, or w1 on any host. *: all.")
+        str,
+        typer.Option(
+            help=(
+                "Whom it reaches: w1@host as orders status lists it, w1 on any host, api or console"
+                " (api@host: of one host only). *: all of these."
+            )
+        ),
     ] = ALL,
     why: Reason = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Change the level of the workers' log while they run; they take it in within a second or two.
+    """Change the level of the log of workers, bulk workers, the API and the console while they run.
 
-    It holds over restarts, until it is set to default. What is set for one worker counts before what is set
-    for all. orders status tells it; the API and the console have ORDERS_LOG_LEVEL alone.
+    They take it in within a second or two; the API and the console serve without Kafka, too, and take it in
+    once it is there. It holds over restarts, until it is set to default. What is set for one counts before
+    what is set for all. orders status tells what is set. orders audit --follow has ORDERS_LOG_LEVEL alone.
 
     Example: [bold]orders log-level debug --worker w1 --reason "lane 3 stands still"[/bold]
+
+    Example: [bold]orders log-level debug --worker api[/bold]
     """
     settings, by = get_settings(), somebody()
-    which = "all workers" if worker == ALL else f"worker {worker}"
+    which = "all" if worker == ALL else worker
     with noted(settings, "log-level", why):
         if level is LevelName.default:
             asyncio.run(reset_level(settings, worker))
             document = {"worker": worker, "level": None}
-            line = (
-                f"{which} logs as its settings say"
-                if worker != ALL
-                else "all workers log as their settings say"
-            )
+            line = f"{which}: the log has the level of the settings"
         else:
             named = cast(LogLevel, level.value)
             document = asyncio.run(set_level(settings, worker, named, by=by, why=why))._asdict()

@@ -14,6 +14,7 @@ import structlog
 
 from cli.terminal import messages
 from cli.text import one_line, printable
+from errors import named
 from settings import Settings
 from streams import control
 
@@ -131,8 +132,7 @@ class OfLibraries(logging.Filter):
         self._said[key] = now, 0
         more = f" ({left_out:,} more such lines in {now - when:.0f} s)" if left_out else ""
         if record.exc_info is not None and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            more = f": {one_line(f'{type(error).__name__}: {error}')}{more}"
+            more = f": {one_line(named(record.exc_info[1]))}{more}"
         record.msg, record.args = f"{record.getMessage()}{more}", None
         record.exc_info = record.exc_text = None
         return True

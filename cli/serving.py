@@ -61,6 +61,7 @@ def serve(
     import uvicorn
 
     from api.connection import Connection, Limits
+    from api.following import followed
     from api.tls import TlsServer, certificate
     from api.watch import watched
     from cli import probes
@@ -69,12 +70,12 @@ def serve(
 
     application = create(settings)
     asyncio.run(application.state.access.prepare())
-    body = None if keeps is None else partial(keeps, application.state.access)
-    limits = Limits.of(settings, body)
+    limits = Limits.of(settings, keeps and partial(keeps, application.state.access), name)
     context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)
     configure(settings, name)
     watched(application, probes.serve(settings, metrics.HTTP), settings, name)
+    followed(application, settings, name)
     application.state.tracer = tracing.tracer(f"orders-{name}", os.environ)
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
     # nobody, so the exit code is 0.

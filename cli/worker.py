@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import re
 import signal
 from enum import Enum
@@ -17,7 +18,7 @@ import compiled
 from errors import OrdersError
 from operations.servers import require
 from settings import Settings, get_settings
-from streams.probes import Health, Probes
+from streams.probes import Probes
 
 
 class Role(Enum):
@@ -100,29 +101,21 @@ def _tell_form() -> None:
 
 async def _bulk(settings: Settings, probes: Probes | None) -> int:
     """Unpack until a signal comes; returns the exit code."""
-    from streams import bulk
-    from streams.reports import WorkerReport, report, report_of
+    from streams import bulk, tracing
+    from streams.bulk_health import BulkHealth
+    from streams.control import Control
+    from streams.reports import name_of, report
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
-    waits: str | None = "it has not joined its group yet"
+    health = BulkHealth(settings, Control(settings, lambda lanes, topics: None))
+    spans = tracing.tracer("orders-bulk", os.environ, instance=name_of(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if probes is not None:
-        probes.watch(asyncio.get_running_loop(), lambda: Health(waits=waits))
-
-    def ready() -> None:
-        nonlocal waits
-        waits = None
-        log.info("worker ready")
-
-    def said() -> WorkerReport:
-        own = report_of(settings, "bulk")
-        own.waits = waits
-        return own
-
-    reporting = asyncio.ensure_future(report(settings, said))
+        probes.watch(asyncio.get_running_loop(), health.look)
+    reporting = asyncio.ensure_future(report(settings, health.report))
     try:
-        await bulk.serve(settings, stop, ready)
+        await bulk.serve(settings, stop, health, spans, lambda: log.info("worker ready"))
     except OrdersError as failure:
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
         return 1

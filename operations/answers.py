@@ -7,14 +7,14 @@ import ssl
 import asyncpg
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from errors import OrdersError
+from errors import OrdersError, named
 from wire import denied
 from wire.refused import chain
 
 
 def failed(error: BaseException) -> str:
     """Why it didn't: what refused() says, or "doesn't answer: ...". In one line. Never blocks."""
-    return refused(error) or f"doesn't answer: {type(error).__name__}: {_line(error)}".rstrip(": ")
+    return refused(error) or f"doesn't answer: {named(error)}"
 
 
 def refused(error: BaseException) -> str | None:

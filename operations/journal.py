@@ -23,7 +23,7 @@ from aiokafka import TopicPartition
 
 from contracts.strict_json import read_foreign
 from contracts.topics import OPERATIONS
-from errors import OrdersError
+from errors import OrdersError, named
 from settings import Settings
 from streams.topics import require
 from wire import clients
@@ -133,8 +133,7 @@ async def noted(
 
 def describe(error: BaseException) -> str:
     """An error in a line. Pure."""
-    said = error.message if isinstance(error, OrdersError) else f"{type(error).__name__}: {error}"
-    return " ".join(said.split())
+    return " ".join(error.message.split()) if isinstance(error, OrdersError) else named(error)
 
 
 async def operations(settings: Settings, since: datetime | None = None) -> list[Operation]:

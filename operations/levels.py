@@ -1,4 +1,4 @@
-"""Change what workers log while they run: a record in orders.control, which each follows."""
+"""Change what processes log while they run: a record in orders.control, which each follows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from streams.levels import Level, LevelNote, LogLevel, encode, key_of
 
 
 async def set_level(settings: Settings, worker: str, level: LogLevel, *, by: str, why: str | None) -> Level:
-    """Have workers log from a level on. `worker`: `w1@host`, `w1` on any host, or `*`, all of them.
+    """Have workers, APIs and consoles log from a level on. `worker`: `w1@host`, `w1` on any host (`api` and
+    `console` are those), or `*`, all of them.
 
-    Returns once the brokers have it; workers take it in within a second or two. Blocks. Raises TopicsMissing,
+    Returns once the brokers have it; they take it in within a second or two. Blocks. Raises TopicsMissing,
     KafkaError.
     """
     note = LevelNote(now(), by, level, why)

@@ -5,13 +5,17 @@ A part counts once however often it is unpacked: the row holds the finished part
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+import asyncpg
+
 from contracts.bulk import Kind
 from errors import OrdersError
 from settings import Settings
+from sinks.availability import Availability
 from sinks.connection import Connection, connect, tables_there, watched
 
 _BEGIN: Final = """
@@ -88,6 +92,11 @@ class BulkJobs:
         self._settings = settings
         self._name = name
         self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+        """Held while a statement is under way."""
+        self.availability = Availability(
+            answers=(asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+        )
 
     async def __aenter__(self) -> BulkJobs:
         return self
@@ -134,16 +143,25 @@ class BulkJobs:
         )
         return [dict(row) for row in await self._ask("fetch", query, job, most)]
 
+    async def ping(self) -> None:
+        """Find out whether the server is there, unless a statement is under way, which tells as much."""
+        if not self._turn.locked():
+            await self._ask("fetchval", "SELECT 1")
+
     async def _ask(self, how: str, statement: str, *arguments: object) -> Any:
+        async with self._turn:
+            with tables_there(), self.availability.asked():
+                return await self._ask_once(how, statement, *arguments)
+
+    async def _ask_once(self, how: str, statement: str, *arguments: object) -> Any:
         settings = self._settings
-        with tables_there():
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await connect(
-                    settings.postgres,
-                    self._name,
-                    timeout=settings.postgres_connect_timeout,
-                    pooled=settings.pooled,
-                    command_timeout=settings.postgres_statement_timeout,
-                )
-            async with watched(self._connection):
-                return await getattr(self._connection, how)(statement, *arguments)
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(
+                settings.postgres,
+                self._name,
+                timeout=settings.postgres_connect_timeout,
+                pooled=settings.pooled,
+                command_timeout=settings.postgres_statement_timeout,
+            )
+        async with watched(self._connection):
+            return await getattr(self._connection, how)(statement, *arguments)

@@ -20,7 +20,7 @@ from datetime import UTC
 from itertools import groupby
 from operator import itemgetter
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, RebalanceInProgressError
@@ -32,22 +32,23 @@ from contracts.record_id import RecordId
 from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from domain import events
 from settings import Settings
-from sinks.bulk import BulkJobs
 from streams import metrics
+from streams.bulk_health import LANE, BulkHealth
+from streams.bulk_spans import PartSpans
 from streams.control import Control, held_by
 from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.pace import LOOK, Pace, Seen
 from streams.partitioner import partition_of
-from streams.transport.delivery import Delivery
 from wire import clients, unreadable
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LANE: Final = "bulk"
-"""What its failures are logged and counted under."""
 TICK: Final = 0.05
 """Seconds of events that leave at once.
 What leaves together is in front of what comes next; what leaves apart is a batch each.
@@ -75,12 +76,14 @@ class Unpacker:
     Used once; see unpack().
     """
 
-    def __init__(self, settings: Settings, delivery: Delivery, control: Control) -> None:
+    def __init__(self, settings: Settings, health: BulkHealth, tracer: Tracer | None = None) -> None:
         self._settings = settings
-        self._control = control
-        self._delivery = delivery
+        self._health = health
+        self._control = health.control
+        self._delivery = health.delivery
+        self._jobs = health.jobs
+        self._spans = PartSpans(tracer, settings.bulk_group)
         self._limits = settings.limits
-        self._jobs = BulkJobs(settings, "orders-bulk")
         self._lag = LagReader(settings)
         self._pace = Pace(
             settings.bulk_rate, settings.bulk_rate_max, settings.bulk_backlog, settings.commit_interval
@@ -134,7 +137,6 @@ class Unpacker:
         await self._consumer.stop()
         await self._producer.stop()
         await self._lag.close()
-        self._jobs.drop()
 
     async def run(self) -> None:
         """Unpack part after part.
@@ -143,8 +145,11 @@ class Unpacker:
         than retry_limit.
         """
         while True:
+            self._health.unpacking = False
             record = await self._next()
-            await self._unpack_part(record)
+            self._health.unpacking = True
+            with self._spans.part(record):
+                await self._unpack_part(record)
             try:
                 await self._consumer.commit(
                     {TopicPartition(record.topic, record.partition): record.offset + 1}
@@ -188,9 +193,10 @@ class Unpacker:
                 await self._refuse(
                     record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail)
                 )
-        await self._publish(
-            bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= self._limits.event]
-        )
+        with self._spans.step("publish"):
+            await self._publish(
+                bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= self._limits.event]
+            )
         progress = await self._write_job(
             lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events))
         )
@@ -218,7 +224,8 @@ class Unpacker:
                 self._jobs.drop()  # its connection may have an answer under way
                 raise
 
-        await self._delivery.run(LANE, attempt, self._never)
+        with self._spans.step("postgres"):
+            await self._delivery.run(LANE, attempt, self._never)
         return results[0]
 
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
@@ -352,45 +359,63 @@ class BulkService(Service):
 
     abstract = False
 
-    def __init__(self, settings: Settings, control: Control, **options: Any) -> None:
+    def __init__(self, settings: Settings, control: Control, tracer: Tracer | None, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
-        self._control = control
+        self._health = BulkHealth(settings, control)
+        self._tracer = tracer
 
     @Service.task
     async def _unpack(self) -> None:
-        await unpack(self._settings, self._control)
+        await unpack(self._settings, self._health, self._tracer)
 
 
-async def unpack(settings: Settings, control: Control, ready: Callable[[], None] = lambda: None) -> None:
-    """Unpack until cancelled. `control`: what is paused; somebody follows it. `ready` is called whenever it
-    has joined the group. Raises GaveUp past retry_limit, and what a bug raises.
+async def unpack(
+    settings: Settings, health: BulkHealth, tracer: Tracer | None, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Unpack until cancelled. `health`: what is paused, which somebody follows, and how it does. `ready` is
+    called whenever it has joined the group. Raises GaveUp past retry_limit, and what a bug raises.
 
     When Kafka fails it connects again from the committed offset on, because a producer that has lost a batch
     isn't used any more.
     """
-    delivery = Delivery(settings)
 
     async def attempt() -> None:
-        async with Unpacker(settings, delivery, control) as unpacker:
-            ready()
-            await unpacker.run()
+        try:
+            async with Unpacker(settings, health, tracer) as unpacker:
+                health.joined = True
+                ready()
+                await unpacker.run()
+        finally:
+            health.joined = False
 
-    await delivery.run(LANE, attempt, asyncio.Event())
+    try:
+        await health.delivery.run(LANE, attempt, asyncio.Event())
+    finally:
+        health.jobs.drop()
 
 
-async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Unpack parts until `stop` is set.
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    health: BulkHealth,
+    tracer: Tracer | None,
+    ready: Callable[[], None],
+) -> None:
+    """Unpack parts until `stop` is set, and keep `health` and what is paused up to date.
     A part that isn't finished then is unpacked again by the next worker.
     """
-    control = Control(settings, lambda lanes, topics: None)
-    running = asyncio.ensure_future(unpack(settings, control, ready))
-    following, asked = asyncio.ensure_future(control.follow()), asyncio.ensure_future(stop.wait())
+    running = asyncio.ensure_future(unpack(settings, health, tracer, ready))
+    asked = asyncio.ensure_future(stop.wait())
+    beside = [
+        asyncio.ensure_future(each)
+        for each in (health.control.follow(), health.watch(), metrics.watch_loop())
+    ]
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for each in (asked, following, running):
+        for each in (asked, *beside, running):
             each.cancel()
-        results = await asyncio.gather(running, following, return_exceptions=True)
+        results = await asyncio.gather(running, *beside, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]

@@ -21,7 +21,9 @@ from contracts.incoming import EVENTS
 from contracts.strict_json import read_foreign
 from contracts.topics import CONTROL
 from settings import Settings
+from sinks.availability import Availability
 from streams.levels import Level, Levels, level_of
+from streams.reports import name_of
 from wire.log import LogReader
 
 log = logging.getLogger(__name__)
@@ -181,6 +183,29 @@ async def paused(settings: Settings) -> tuple[Pause, ...]:
         return await reader.paused()
 
 
+class OwnLevel:
+    """The level of this process's log, as far as it was set at run time."""
+
+    def __init__(self, own: str) -> None:
+        """`own`: what the process is called, w1@host."""
+        self._own = own
+        self._level: Level | None = None
+
+    def take(self, levels: Collection[Level]) -> None:
+        """Log from what is set now, and say so if that is another level. Never blocks."""
+        level = level_of(levels, self._own)
+        if level == self._level:
+            return
+        self._level = level
+        if not set_level(None if level is None else level.level):
+            return
+        if level is None:
+            log.warning("the log has the level of the settings again")
+        else:
+            values = {"level": level.level, "since": level.since, "by": level.by}
+            log.warning("the log has the level %(level)s, since %(since)s by %(by)s", values)
+
+
 class Control:
     """What is paused, for one worker: known before its first lane opens, and followed from then on."""
 
@@ -190,13 +215,15 @@ class Control:
         self._hold = hold
         self.paused: tuple[Pause, ...] = ()
         """As far as this worker knows: it is acted on."""
-        self._level: Level | None = None
+        self.availability = Availability()
+        """Of Kafka, by whether it answers what follow() asks each second."""
+        self._level = OwnLevel(name_of(settings))
 
     async def start(self) -> None:
         """Learn what is paused and how much is to be logged. Blocks. Raises KafkaError."""
         async with ControlReader(self._settings) as reader:
             self._take(await reader.paused())
-            self._take_level(reader.levels)
+            self._level.take(reader.levels)
 
     async def follow(self) -> None:
         """Keep what is paused up to date, until cancelled. While Kafka is away it stays as it was."""
@@ -204,8 +231,10 @@ class Control:
             try:
                 async with ControlReader(self._settings) as reader:
                     while True:
-                        self._take(await reader.paused())
-                        self._take_level(reader.levels)
+                        with self.availability.asked():
+                            now = await reader.paused()
+                        self._take(now)
+                        self._level.take(reader.levels)
                         await asyncio.sleep(FOLLOW_SECONDS)
             except (KafkaError, OSError) as error:
                 log.debug("what is paused can't be read: %r", error)
@@ -235,19 +264,6 @@ class Control:
                 {"paused": name, pause.kind: pause.name, "seconds": pause.seconds(time.time())},
             )
         self._hold(*held_by(now))
-
-    def _take_level(self, levels: Collection[Level]) -> None:
-        level = level_of(levels, self._settings)
-        if level == self._level:
-            return
-        self._level = level
-        if not set_level(None if level is None else level.level):
-            return  # the other one in this process was faster
-        if level is None:
-            log.warning("the log has the level of the settings again")
-        else:
-            values = {"level": level.level, "since": level.since, "by": level.by}
-            log.warning("the log has the level %(level)s, since %(since)s by %(by)s", values)
 
 
 def span(seconds: float) -> str:

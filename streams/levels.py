@@ -8,13 +8,11 @@ from typing import Final, Literal, NamedTuple, get_args
 import msgspec
 
 from contracts.strict_json import read_foreign
-from settings import Settings
-from streams.reports import name_of
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 ALL: Final = "*"
-"""All workers."""
+"""All processes: workers, APIs, consoles."""
 _KEY: Final = "log-level:"
 
 
@@ -32,7 +30,7 @@ class Level(NamedTuple):
     """A level that was set."""
 
     worker: str
-    """`w1@host`, `w1` on any host, or ALL."""
+    """`w1@host`, `w1` on any host, or ALL. An API is called api, a console console."""
     level: LogLevel
     since: str
     by: str
@@ -72,10 +70,9 @@ class Levels:
         return tuple(sorted(self._by_worker.values(), key=lambda each: each.since))
 
 
-def level_of(levels: Collection[Level], settings: Settings) -> Level | None:
-    """The level for this worker: by its whole name, else by its own, else for all; None: none is set. Pure
-    but for the host's name.
+def level_of(levels: Collection[Level], own: str) -> Level | None:
+    """The level for whoever is called so (w1@host): by that, else by the part before the @, else for all;
+    None: none is set. Pure.
     """
     by_worker = {each.worker: each for each in levels}
-    own = name_of(settings)
     return by_worker.get(own) or by_worker.get(own.partition("@")[0]) or by_worker.get(ALL)

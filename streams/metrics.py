@@ -84,7 +84,7 @@ LANE_LAG_SECONDS: Final = Gauge(
 )
 LANE_WAITING: Final = Gauge(
     "orders_lane_waiting_seconds",
-    "Seconds for which the lane has waited for a server. 0: it doesn't wait.",
+    "Seconds for which the lane has waited for a server. 0: it doesn't wait. Of a bulk worker: bulk.",
     ["lane"],
 )
 LANE_BUSY: Final = Gauge(
@@ -151,7 +151,8 @@ HTTP.register(LOOP_LAG)
 HTTP.register(SERVER_AWAY)
 HTTP_REQUESTS: Final = Counter(
     "orders_http_requests_total",
-    "Requests that were answered, by route, status and the source of the answer.",
+    "Requests that were answered, by route, status and the source of the answer. Those that were refused"
+    " before they were there as a whole have the method other and the route none.",
     ["service", "method", "route", "status", "source"],
     registry=HTTP,
 )

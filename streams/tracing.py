@@ -7,19 +7,17 @@ The trace of an event is published as it came (contracts): a batch's span links 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.cloudevents import read_attributes, trace_of
-from contracts.errors import Refused
+from contracts.cloudevents import trace_of
+from streams.links import context_of, links
 from streams.transport.batch import LaneBatch
 from streams.transport.delivery import Stale
-from streams.transport.records import Record
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Link, Span, Tracer
+    from opentelemetry.trace import Span, Tracer
 
     from streams.pipeline import Pipeline, Step
 
@@ -157,29 +155,6 @@ def _describe(span: Span, batch: LaneBatch, group: str) -> None:
         span.add_link(link.context)
 
 
-def links(records: Sequence[Record]) -> list[Link]:
-    """A link to the trace context of each record that has one, each once. Pure."""
-    from opentelemetry.trace import Link, get_current_span
-
-    traces = dict.fromkeys(trace for record in records if (trace := _trace_of(record)) is not None)
-    return [Link(get_current_span(_context({"traceparent": trace})).get_span_context()) for trace in traces]
-
-
-def _trace_of(record: Record) -> str | None:
-    """As the contracts read it; of a record that they refuse, none."""
-    try:
-        by_name, _ = read_attributes(record.headers, record.value or b"")
-    except Refused:
-        return None
-    return trace_of(by_name.get("ce_traceparent"), by_name.get("traceparent"))
-
-
-def _context(carrier: Mapping[str, str]) -> Context:
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    return TraceContextTextMapPropagator().extract(carrier)
-
-
 # -- requests ------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +195,7 @@ def request_span(tracer: Tracer, scope: MutableMapping[str, Any]) -> RequestSpan
     }
     span = tracer.start_span(
         scope["method"],
-        context=_context(sent),
+        context=context_of(sent),
         kind=SpanKind.SERVER,
         attributes={"http.request.method": scope["method"], "url.scheme": scope["scheme"]},
     )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import asyncpg
 from aiokafka import errors as kafka
 
-from errors import OrdersError, TakenAway
+from errors import OrdersError, TakenAway, named
 from streams.transport.config import TransportSettings
 from wire.denied import acl
 from wire.refused import AccessRefused, chain
@@ -244,7 +244,6 @@ def describe(exc: BaseException) -> str:
     that lacks.
     """
     exc = next((cause for cause in chain(exc) if isinstance(cause, AccessRefused)), exc)
-    text = " ".join(str(exc).split())
-    line = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    line = named(exc)
     lacking = acl(exc)
     return line if lacking is None else f"{line}; this client lacks the ACL {lacking}"

@@ -48,6 +48,8 @@ HEALTHY_SECONDS: Final = 10.0
 DEADLINE_SECONDS: Final = 300.0
 """Deadline of what takes seconds on a machine that nobody else uses."""
 FLOOD: Final = 150
+UNREAD: Final = 4
+"""Records that come to a partition while nobody reads it, before they are deleted."""
 HOUR: Final = 3600.0
 HANGS: Final = "TESTS_HANG"
 """Variable that names a file: while it is there, no batch of a worker gets on."""
@@ -97,6 +99,8 @@ class Scene:
     """The workers' way to Postgres."""
     audits_postgres: Proxy
     divisor: float
+    audit: bool = False
+    """Whether one follows."""
     fired: set[str] = field(default_factory=set)
 
     @property
@@ -193,7 +197,7 @@ async def scene(settings: Settings, folder: Path, divisor: float, *, audit: bool
             jobs["audit"] = [targets["audit"]]
         feeder.start()
         async with monitoring(folder / "monitoring", jobs, divisor) as watched:
-            yield Scene(settings, folder, workers, watched, *ways, divisor)
+            yield Scene(settings, folder, workers, watched, *ways, divisor, audit)
         await feeder.stop()
     for way in ways:
         await way.close()
@@ -202,14 +206,24 @@ async def scene(settings: Settings, folder: Path, divisor: float, *, audit: bool
 # -- steps, in the order in which they are played ------------------------------------------------------------
 
 
-@step()
-async def healthy_load(on: Scene) -> None:
-    """Nothing fires, from when both lanes and the audit have been collected from."""
+async def lanes_open(on: Scene) -> None:
+    """Wait until all lanes, and the audit, if there is one, have been collected from."""
 
     async def collected() -> bool:
         return await on.monitoring.value("count(orders_lane_lag_records)") == on.settings.partitions
 
+    async def audited() -> bool:
+        return bool(await on.monitoring.value("count(orders_audit_broken)"))
+
     await on.until(collected, "all lanes have a worker", DEADLINE_SECONDS)
+    if on.audit:  # one that hasn't been through everything yet ends with its servers
+        await on.until(audited, "the audit has been through everything", DEADLINE_SECONDS)
+
+
+@step()
+async def healthy_load(on: Scene) -> None:
+    """Nothing fires, from when all lanes and the audit have been collected from."""
+    await lanes_open(on)
     since = time.monotonic()
 
     async def silent_for_long() -> bool:
@@ -241,7 +255,12 @@ async def a_topic_paused_for_an_hour(on: Scene) -> None:
 async def rows_deleted_by_hand(on: Scene) -> None:
     """And written again as the runbook says."""
     session = await asyncpg.connect(as_admin(on.settings.postgres))
+
+    async def enough() -> bool:
+        return bool(await session.fetchval("SELECT count(*) >= 20 FROM orders_order"))
+
     try:
+        await on.until(enough, "there are twenty orders", DEADLINE_SECONDS)
         deleted = await session.execute(
             "DELETE FROM orders_order WHERE id IN (SELECT id FROM orders_order ORDER BY updated_at LIMIT 20)"
         )
@@ -300,15 +319,24 @@ async def records_deleted_before_they_were_read(on: Scene) -> None:
     topics = ("order.created", "order.paid", "shipment.updated", "stock.reserved")
     for topic in topics:
         await on.paused(topic, 1)
+    paused = len(topics) * len(on.workers)
+
+    async def held() -> bool:
+        return await on.monitoring.value("count(orders_paused)") == paused
+
+    await on.until(held, "both workers hold them back", DEADLINE_SECONDS)
     async with LagReader(on.settings) as reader:
+        ends = {place: at.end for place, at in (await reader.lag()).items() if place[0] in topics}
         left: dict[tuple[str, int], int] = {}
 
         async def enough() -> bool:
-            lag = await reader.lag()
-            left.update({place: at.end for place, at in lag.items() if place[0] in topics and at.lag > 1})
+            # What a fetch under way at the pause has brought isn't read again.
+            for place, at in (await reader.lag()).items():
+                if at.end - ends.get(place, at.end) >= UNREAD:
+                    left[place] = at.end
             return len(left) > 6
 
-        await eventually(enough, "records wait in seven partitions", DEADLINE_SECONDS)
+        await on.until(enough, "records wait in seven partitions", DEADLINE_SECONDS)
     admin = AIOKafkaAdminClient(**kafka(on.settings.brokers))
     await admin.start()
     try:
@@ -336,7 +364,8 @@ async def a_killed_worker(on: Scene) -> None:
 
 @step("OrdersNoWorker")
 async def all_workers_killed(on: Scene) -> None:
-    on.workers["w2"].kill()
+    for each in on.workers.values():
+        each.kill()
     await on.fire("OrdersNoWorker")
 
 
@@ -348,6 +377,19 @@ SHORT: Final = (
     a_killed_worker,
 )
 """What `make test` plays."""
+
+
+def chosen(names: str) -> dict[str, tuple[Step, frozenset[str]]]:
+    """The steps in which the alerts `names` fire, separated by commas, in their order; all for no name. Pure.
+    Raises ValueError for a name that no step provokes.
+    """
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    unknown = wanted - alerts_of(STEPS)
+    if unknown:
+        raise ValueError(
+            f"no step provokes {', '.join(sorted(unknown))}; known: {', '.join(sorted(alerts_of(STEPS)))}"
+        )
+    return {name: each for name, each in STEPS.items() if not wanted or each[1] & wanted}
 
 
 def alerts_of(steps: Mapping[str, tuple[Step, frozenset[str]]]) -> set[str]:

@@ -412,3 +412,15 @@ async def test_a_cart_is_found_by_its_index(filled: Settings) -> None:
     used = {node["Index Name"].split("_cart_id_idx")[0] for node in nodes if "Index Name" in node}
     assert used
     assert all("cart" in node["Index Name"] for node in nodes if "Index Name" in node), used
+
+
+async def test_since_bounds_what_is_read_for_a_region_that_no_order_has(filled: Settings) -> None:
+    since = FIRST + timedelta(hours=14)
+    nodes = await plan(filled, Lists(), region="XX", since=since)
+    looked_at = sum(
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        for node in nodes
+        if "Relation Name" in node
+    )
+    there = [each for each in ORDERS if since <= each.time <= FIRST + timedelta(hours=15)]
+    assert looked_at <= len(there)

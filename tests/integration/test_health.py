@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,6 +41,22 @@ async def gauge(probe: httpx.AsyncClient, name: str) -> dict[str, float]:
     return {next(iter(sample.labels.values()), ""): sample.value for sample in samples}
 
 
+async def bulk_worker(stack: ExitStack, folder: Path, monkeypatch: pytest.MonkeyPatch) -> httpx.AsyncClient:
+    """Start one, and return who asks its probes."""
+    port = ports.choose(set())
+    with monkeypatch.context() as patched:
+        patched.setenv("ORDERS_METRICS_PORT", str(port))
+        command = (*ORDERS, "worker", "--role", "bulk", "--name", "b")
+        await asyncio.to_thread(stack.enter_context, worker(folder, "b", command))
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+
+
+async def says(probe: httpx.AsyncClient, path: str, code: int, text: str) -> bool:
+    """Whether a probe answers so."""
+    answer = await probe.get(path)
+    return answer.status_code == code and text in answer.text
+
+
 async def test_a_silent_postgres_is_not_ready_but_alive(
     fresh: Settings, probe: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,9 +80,11 @@ async def test_a_silent_postgres_is_not_ready_but_alive(
         return says in (await probe.get("/ready")).text
 
     with ExitStack() as stack:
+        bulk = await bulk_worker(stack, tmp_path, monkeypatch)
         started = worker(tmp_path, command=(*ORDERS[:2], code, "worker", "--name", "w"))
         running = await asyncio.to_thread(stack.enter_context, started)  # the line works meanwhile
         await eventually(lambda: ready("ready"), "it is ready")
+        await eventually(partial(says, bulk, "/ready", 200, "ready\n"), "the bulk worker is ready", 60)
         assert (await gauge(probe, "orders_server_away_seconds"))["postgres"] == 0
         line.black_hole()
         await send(fresh, SOME)
@@ -80,8 +99,12 @@ async def test_a_silent_postgres_is_not_ready_but_alive(
         assert "postgres hasn't answered for" in refused.text
         assert max((await gauge(probe, "orders_lane_lag_seconds")).values()) > still
         assert sum((await gauge(probe, "orders_lane_lag_records")).values()) > 0
+        assert await says(bulk, "/ready", 503, "postgres hasn't answered for"), "though it has no job"
+        assert await says(bulk, "/live", 200, "postgres hasn't answered for")
+        assert (await gauge(bulk, "orders_server_away_seconds"))["postgres"] > 0
         await line.heal()
         await eventually(lambda: ready("ready\n"), "it is ready again", 60)
+        await eventually(partial(says, bulk, "/ready", 200, "ready\n"), "so is the bulk worker", 60)
 
         async def done() -> bool:
             return not sum((await gauge(probe, "orders_lane_lag_records")).values())

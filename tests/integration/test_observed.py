@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -15,16 +16,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from api.connection import MOST_HEAD
 from settings import Settings
 from stack import ports
 from tests.chaos.proxy import Proxy
 from tests.clients.page import order
 from tests.forked import Forked
+from tests.servers import kafka
+from tests.unit.builders import record
 from tests.waiting import eventually
-from tests.workers import ORDERS, worker
+from tests.workers import ORDERS, orders, worker
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER: Final = "00f067aa0ba902b7"
@@ -160,12 +165,16 @@ async def test_requests_and_batches_are_told(
         service("api", tmp_path, environ) as api,
         service("console", tmp_path, environ) as console,
     ):
+        await asyncio.to_thread(log_level, "debug")
         await ask(api, events)
         await told_in_metrics(api, console)
         with working(tmp_path, monkeypatch, otlp):
             await taken_in(api, str(events[0]["data"]["order_id"]))
+            await send_a_part(fresh)
             # A forked worker ends without what a process does at its end: its spans are sent every 5 s.
             await eventually(partial(all_linked, receiver.spans), "the batches' spans came", 60)
+        for each in (api, console):
+            assert "the log has the level debug" in each.log.read_text(), "it has followed meanwhile"
         line.black_hole()
         for each in (api, console):
             await eventually(
@@ -192,14 +201,16 @@ async def ask(api: Service, events: list[dict[str, Any]]) -> None:
 
 
 async def told_in_metrics(api: Service, console: Service) -> None:
+    assert (await api.client.get("/", headers={"X": "x" * MOST_HEAD})).status_code == 431
     counted = await api.samples("orders_http_requests_total")
+    assert counted["other", "none", "none", "431"] == 1, "refused before it was read whole"
     assert counted["GET", "/orders/{order_id}", "none", "404"] == 1
     assert counted["HEAD", "/orders/{order_id}", "none", "404"] == 1
     assert counted["GET", "none", "none", "404"] == 1
     [source] = [labels[2] for labels in counted if labels[1] == "/users/{user_id}/orders"]
     assert source in ("primary", "replica")
     assert (await api.samples("orders_http_request_duration_seconds_count"))[("/orders/{order_id}",)] == 2
-    assert (await api.samples("orders_http_key_requests_total"))["none", "4xx"] == 3
+    assert (await api.samples("orders_http_key_requests_total"))["none", "4xx"] == 4
     assert await api.samples("orders_http_ready") == {(): 1}
     assert await api.samples("orders_event_loop_lag_seconds_count")
     assert await api.samples("process_cpu_seconds_total")
@@ -226,7 +237,19 @@ def linked(spans: list[Span]) -> set[tuple[str, str]]:
 
 async def all_linked(spans: list[Span]) -> bool:
     sent = {(TRACE, each.id) for each in spans if each.name == "POST /events"}
-    return bool(sent) and sent <= linked(spans)
+    return bool(sent) and sent <= linked(spans) and any(each.name == "unpack part" for each in spans)
+
+
+def log_level(level: str) -> None:
+    assert orders("log-level", level).returncode == 0
+
+
+async def send_a_part(settings: Settings) -> None:
+    """Of a bulk job of nothing."""
+    headers, _ = record("return.bulk", {})
+    part = {"job_id": NOBODY, "part": 1, "parts": 1, "events": []}
+    async with AIOKafkaProducer(**kafka(settings.brokers)) as producer:
+        await producer.send_and_wait("return.bulk", json.dumps(part).encode(), headers=headers)
 
 
 def told_in_spans(spans: list[Span], order_id: str) -> None:
@@ -242,4 +265,6 @@ def told_in_spans(spans: list[Span], order_id: str) -> None:
     assert linked(spans) >= {(TRACE, each.id) for each in sent}, "each event is found from its batch"
     steps = {each.name for each in spans if each.parent in {batch.id for batch in batches}}
     assert steps == {"publish", "postgres", "state", "redis"}
+    [part] = [each for each in spans if each.name == "unpack part"]
+    assert {each.name for each in spans if each.parent == part.id} == {"publish", "postgres"}
     assert not [each.text for each in spans if NOBODY in each.text or order_id in each.text]

@@ -20,9 +20,9 @@ from contracts.incoming import BulkPart
 from domain import events
 from settings import Settings
 from streams.bulk import TICK, Unpacker
+from streams.bulk_health import BulkHealth
 from streams.control import Control
 from streams.topics import TopicsMissing
-from streams.transport.delivery import Delivery
 from tests.unit.builders import ORDER, VALID
 
 JOB = "00000000-0000-4000-8000-00000000000b"
@@ -97,7 +97,7 @@ def test_no_id_or_time_makes_a_record_twice_as_large() -> None:
 
 async def unpacker_that_sees(look: Callable[[], Any]) -> Unpacker:
     settings = Settings()
-    unpacker = Unpacker(settings, Delivery(settings), Control(settings, lambda lanes, topics: None))
+    unpacker = Unpacker(settings, BulkHealth(settings, Control(settings, lambda lanes, topics: None)))
 
     async def looked() -> Any:
         return look()

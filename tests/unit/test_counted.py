@@ -27,6 +27,12 @@ def test_keys_have_series_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
     assert [count(key) for key in ("a", "b", "others", "token", "none")] == [2, 1, 2, 2, 1]
 
 
+def test_what_is_refused_before_it_is_there_counts() -> None:
+    counted.refused("refused", 503)
+    assert HTTP_REQUESTS.labels("refused", "other", "none", "503", "none")._value.get() == 1
+    assert HTTP_KEYS.labels("refused", "none", "5xx")._value.get() == 1
+
+
 def test_what_no_route_takes_and_methods_that_nobody_knows_share_series() -> None:
     for method in ("BREW", "PROPFIND"):
         counted.counted("test", method, "-", 404, "none", None, 0.1)

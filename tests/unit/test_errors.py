@@ -11,11 +11,13 @@ from functools import cache
 from typing import NamedTuple
 
 import pytest
+from aiokafka import errors as kafka
 
 from cli import main
-from errors import OrdersError
+from errors import OrdersError, named
 from streams.remedies import REMEDIES
-from streams.transport.errors import FailStop
+from streams.transport import delivery
+from streams.transport.errors import FailStop, LeaseLost
 from tests.parsed import ROOT, parsed
 
 NAMED_IN_CLI = {
@@ -178,3 +180,19 @@ def test_it_comes_whole_out_of_another_process() -> None:
         "mend it",
         "why",
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (LeaseLost("lane 3: no heartbeat"), "LeaseLost: lane 3: no heartbeat"),
+        (LeaseLost(), "LeaseLost"),
+        (kafka.UnknownMemberIdError(), "[Error 25] UnknownMemberIdError"),
+        (kafka.UnknownMemberIdError("it left"), "[Error 25] UnknownMemberIdError: it left"),
+        (OSError("two\nlines"), "OSError: two lines"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_says_its_class_once(error: Exception, line: str) -> None:
+    assert named(error) == line
+    assert delivery.describe(error) == line

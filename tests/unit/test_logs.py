@@ -15,6 +15,7 @@ from cli import logs
 from settings import Settings
 from streams import control
 from streams.levels import Level
+from streams.reports import name_of
 from tests.stackfixture import ROOT
 
 LOGGED_BY: Final = ("api", "app.py", "cli", "console", "operations", "queries", "sinks", "streams", "wire")
@@ -107,11 +108,11 @@ def test_no_line_of_ours_has_a_lane_in_its_text_alone() -> None:
 def test_the_level_changes_while_it_runs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings.model_validate({"log_level": "warning", "log_format": "json"})
     logs.configure(settings, "w1")
-    watched = control.Control(settings, lambda *_: None)
+    watched = control.OwnLevel(name_of(settings))
 
     def lines(*levels: Level) -> list[str]:
         """What is logged once these are set."""
-        watched._take_level(levels)
+        watched.take(levels)
         capsys.readouterr()
         logging.getLogger("streams.x").debug("ours")
         for _ in range(2):

@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
+from errors import OrdersError
 from operations.pause import holds
 from settings import Settings
-from streams import levels
+from streams import control, level_follower, levels
 from streams.control import Note, Pauses, encode, held_by, key_of, span, topic_of
 from streams.reports import name_of
 from streams.transport.batch import LaneBatch
@@ -144,7 +146,67 @@ def test_levels_are_read_beside_pauses_and_what_is_neither_is_left_out() -> None
 def test_a_workers_own_level_counts_before_that_of_all() -> None:
     settings = Settings(data=Path("/data/w1"))
     every, own, whole = (levels.Level(name, "debug", "", "", None) for name in ("*", "w1", name_of(settings)))
-    assert levels.level_of([every, own, whole], settings) is whole
-    assert levels.level_of([every, own], settings) is own
-    assert levels.level_of([every], settings) is every
-    assert levels.level_of([], settings) is None
+    assert levels.level_of([every, own, whole], name_of(settings)) is whole
+    assert levels.level_of([every, own], name_of(settings)) is own
+    assert levels.level_of([every], name_of(settings)) is every
+    assert levels.level_of([], name_of(settings)) is None
+
+
+class Log:
+    """orders.control as a follower reads it: each look says what comes next."""
+
+    def __init__(self, *looks: levels.Level | BaseException | None) -> None:
+        self.looks = list(looks)
+        self.levels: tuple[levels.Level, ...] = ()
+
+    def __call__(self, _: Settings) -> Log:
+        return self
+
+    async def __aenter__(self) -> Log:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def paused(self) -> tuple[()]:
+        look = self.looks.pop(0)
+        if isinstance(look, BaseException):
+            raise look
+        self.levels = () if look is None else (look,)
+        return ()
+
+
+async def test_a_level_is_followed_with_and_without_kafka(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the API and the console do it: whatever Kafka does ends nothing."""
+    there = iter([False, True, True, True])
+    taken: list[str | None] = []
+
+    async def answers(_: Settings) -> bool:
+        return next(there)
+
+    def take(level: str | None) -> bool:
+        taken.append(level)
+        return True
+
+    debug = levels.Level("api", "debug", "2026-01-01T00:00:00Z", "ops", None)
+    log = Log(debug, KafkaConnectionError("away"), debug, OrdersError("a file", "mend it"), None, KeyError())
+    monkeypatch.setattr(level_follower, "ControlReader", log)
+    monkeypatch.setattr(level_follower, "_there", answers)
+    monkeypatch.setattr(level_follower, "FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(control, "set_level", take)
+    with pytest.raises(KeyError):  # a bug; the test's way out
+        await level_follower.follow_level(Settings(), "api@host")
+    assert taken == ["debug", None]
+    assert "the log has the level debug, since 2026-01-01T00:00:00Z by ops" in caplog.text
+
+
+async def test_a_broker_that_takes_no_connection_is_not_there() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = Settings(kafka=f"127.0.0.1:{port}")
+    assert await level_follower._there(settings)
+    server.close()
+    await server.wait_closed()
+    assert not await level_follower._there(settings)

@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from streams import tracing
-from streams.tracing import RequestSpan, links, request_span, trace_context, traced, tracer
+from streams.links import links
+from streams.tracing import RequestSpan, request_span, trace_context, traced, tracer
 from streams.transport.delivery import Stale
 
 TRACES: Final = [f"00-{number:032x}-{number:016x}-01" for number in (10, 11, 12)]
