@@ -49,8 +49,8 @@ def events_command(
             changed = compatibility.write(write)
         except OSError as error:
             raise OrdersError(f"--write {write}: {error.strerror}", "check the path") from None
-        for path in changed or ["nothing has changed"]:
-            say(path)
+        for line in [str(path) for path in changed] or ["nothing has changed"]:
+            say(line)
     elif as_asyncapi:
         print(json.dumps(compatibility.asyncapi(), indent=2))
     else:
