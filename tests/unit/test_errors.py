@@ -21,12 +21,10 @@ from streams.transport.errors import FailStop, LeaseLost
 from tests.parsed import ROOT, parsed
 
 NAMED_IN_CLI = {
-    "cli/attention.py": {"Unavailable"},
     "cli/bulk.py": {"OtherJob"},
     "cli/db.py": {"BrokenReferences"},
     "cli/local.py": {"StackError"},
     "cli/noting.py": {"OrdersError"},
-    "cli/show.py": {"Unavailable"},
     "cli/worker.py": {"OrdersError"},
 }
 """A job that isn't ours ends before its report is printed, rows that break a reference are listed and end

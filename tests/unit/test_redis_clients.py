@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -46,9 +47,8 @@ async def test_sentinels(url: str, at: list[tuple[str, int]]) -> None:
     await client.aclose()
 
 
-async def test_sentinels_by_tls_with_a_login_of_their_own(tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.touch()
+async def test_sentinels_by_tls_with_a_login_of_their_own() -> None:
+    ca = Path(certifi.where())
     url = f"rediss+sentinel://:p@a/orders?ssl_ca_certs={ca}&sentinel_username=s&sentinel_password=q%26"
     client: Any = open_client(Settings(redis=RedisUrl(url)))
     [asked] = [each.connection_pool for each in client.connection_pool.sentinel_manager.sentinels]
