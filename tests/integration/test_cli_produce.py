@@ -122,7 +122,6 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
         await topics.ensure(fresh)
     with pytest.raises(topics.TopicMismatch, match="ORDERS_REPLICATION is 2"):
         await topics.ensure(fresh.model_copy(update={"replication": 2}))
-    await topics.delete_all(admin(fresh))  # no other test finds a topic with another configuration
 
 
 async def test_init_again_is_harmless(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
