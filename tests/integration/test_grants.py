@@ -139,7 +139,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     await roles.grant("owner")
     with roles.acting("owner"):
         assert run_command("init") == (0, "")
-    for role in ("worker", "bulk", "reader", "audit"):
+    for role in ROLES[1:]:
         await roles.grant(role, by="owner")
     jobs = tmp_path / "orders.ndjson"
     jobs.write_text("".join(f"{json.dumps(an_order(number))}\n" for number in range(9)))
@@ -174,17 +174,12 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             told_by = stores.Cache(cache_of(settings))
             assert not await told_by.evicts()
             await told_by.close()
-        summary, strange = f"{PREFIX}order:{order_id(1)}", f"{PREFIX}tracking:nobody's"
-        right = await client.get(summary)
-        assert right, "the worker has filled the cache"
         with roles.acting("owner"):
-            for command in OPERATOR:
-                await client.mset({summary: "wrong", strange: "?"})
-                code, said = run_command(*command)
-                assert code == 0, f"{command}: {said}"
-                if command in MENDING:
-                    assert await client.mget(summary, strange) == [right, None], command
+            await mend(client, run_command)
             await in_the_way(roles)
+        with roles.acting("console"):
+            assert run_command("status") == (1, ""), "no worker is there"
+            assert [run_command("attention"), run_command("show", order_id(1))] == 2 * [(0, "")]
         with roles.acting("reader") as settings:
             await read(settings)
             await client.flushdb()
@@ -203,6 +198,19 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     assert refused == []
     listed = cache.COMMANDS | stores.COMMANDS | sink.COMMANDS - sink.called(sink._SCRIPT)
     assert {*listed, "CLIENT|SETINFO"} - used == set(), "nothing is granted that nobody uses"
+
+
+async def mend(client: Any, run_command: Callable[..., tuple[int, str]]) -> None:
+    """Run the owner's commands, with wrong keys in the cache before each."""
+    summary, strange = f"{PREFIX}order:{order_id(1)}", f"{PREFIX}tracking:nobody's"
+    right = await client.get(summary)
+    assert right, "the worker has filled the cache"
+    for command in OPERATOR:
+        await client.mset({summary: "wrong", strange: "?"})
+        code, said = run_command(*command)
+        assert code == 0, f"{command}: {said}"
+        if command in MENDING:
+            assert await client.mget(summary, strange) == [right, None], command
 
 
 async def follow(settings: Settings) -> None:
@@ -283,11 +291,17 @@ LACKS: dict[Role, list[str]] = {
     ],
     "bulk": ["SELECT id FROM orders_order", "DELETE FROM orders_bulk_job"],
     "audit": ["SELECT job_id FROM orders_bulk_job", "UPDATE orders_shipment SET carrier = 'x'"],
+    "console": [
+        "UPDATE orders_attention SET detail = 'x'",
+        "DELETE FROM orders_bulk_job",
+        "CREATE TABLE t ()",
+    ],
 }
 REFUSED: dict[Role, list[str]] = {
     "owner": ["FLUSHDB", "CONFIG GET *", "SET other 1"],
     "worker": ["SCAN 0", f"GET {PREFIX}rows:1", f"MGET {PREFIX}order:1", "FLUSHALL", "SET order:1 x"],
     "reader": [f"SET {PREFIX}order:1 x", f"DEL {PREFIX}rows:1", "EVAL return(1) 0", "KEYS *", "GET order:1"],
+    "console": [f"SET {PREFIX}order:1 x", f"DEL {PREFIX}order:1", "KEYS *", "GET order:1", "CONFIG GET *"],
     "audit": [f"SET {PREFIX}order:1 x", f"SET {PREFIX}rows:1 x", "EVAL return(1) 0", "GET order:1"],
 }
 
@@ -296,7 +310,7 @@ async def test_each_role_lacks_what_is_not_its_work(roles: Roles) -> None:
     await roles.grant("owner")
     with roles.acting("owner") as settings:
         await migrate.upgrade(settings)
-    for role in ("worker", "bulk", "reader", "audit"):
+    for role in ROLES[1:]:
         await roles.grant(role, by="owner")
     for role, statements in LACKS.items():
         for statement in statements:

@@ -4,8 +4,10 @@ This is what continuous integration runs of STACK=secure (docs/testing.md).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -17,19 +19,24 @@ import asyncpg
 import httpx
 import pytest
 
+from console.worklists import WORKLISTS
 from operations.secured import EVERYBODY, USERS, settings_of
 from settings import get_settings
 from stack import Stack, StackError, ports
 from stack.certificates import certificate
 from tests import forked
 from tests.integration.test_bulk import an_order, order_id
+from tests.integration.test_console import get, opened, send_form
 from tests.servers import url
 from tests.stackfixture import purge
-from tests.unit.builders import ORDER
+from tests.unit.builders import ORDER, USER
+from tests.unit.takeover_files import LIVE_FROM, write
 from tests.waiting import until
 from tests.workers import ORDERS, Worker, audit, processed, worker
 from wire import clients
 from wire.refused import OtherProtocol
+
+WORKS = [f"/work/{name}{form}" for name in WORKLISTS for form in ("", "?format=csv")]
 
 
 @pytest.fixture(scope="module")
@@ -158,54 +165,119 @@ def test_what_keeps_a_command_out_is_one_line(
     )
 
 
-def test_each_role_does_its_work_with_its_own_login(
-    secured: Stack, acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]], tmp_path: Path
-) -> None:
-    jobs = tmp_path / "orders.ndjson"
-    jobs.write_text(f"{json.dumps(an_order(1))}\n")
+class Logins:
+    """Runs commands with the login of a role, or of the user who has all roles."""
 
-    def as_(role: str, *command: str) -> None:
-        acting(role if role == EVERYBODY else f"orders-{role}")
-        code, said = run_command(*command)
+    def __init__(self, acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]]) -> None:
+        self.acting = acting
+        self._run = run_command
+
+    def does(self, role: str, *command: str) -> None:
+        """It ends with 0. Raises AssertionError otherwise. Blocks."""
+        self.acting(role if role == EVERYBODY else f"orders-{role}")
+        code, said = self._run(*command)
         assert code == 0, f"{role}: {command}: {said}"
 
-    def lacks(role: str, *command: str) -> str:
-        acting(f"orders-{role}")
-        code, said = run_command(*command)
-        assert (code, said.count("\n")) == (2, 1), said
+    def lacks(self, role: str, *command: str) -> str:
+        """It ends with 2 and one line, which is returned. Raises AssertionError otherwise. Blocks."""
+        self.acting(f"orders-{role}")
+        code, said = self._run(*command)
+        assert (code, said.count("\n")) == (2, 1), f"{role}: {command}: {said}"
         return said
 
     @contextmanager
-    def working(role: str) -> Iterator[Worker]:
-        acting(f"orders-{role}")
+    def working(self, role: str, folder: Path) -> Iterator[Worker]:
+        """A worker with the login of its role."""
+        self.acting(f"orders-{role}")
         kind = "realtime" if role == "worker" else role
-        with worker(tmp_path, role, (*ORDERS, "worker", "--name", role, "--role", kind)) as started:
+        with worker(folder, role, (*ORDERS, "worker", "--name", role, "--role", kind)) as started:
             yield started
 
-    as_(EVERYBODY, "generate", "--orders", "30", "--poison", "0.05")
-    with working("worker") as pipeline, working("bulk") as unpacking:
-        as_("bulk", "bulk", "submit", "orders", "--as-new", str(jobs))
+
+@pytest.fixture
+def logins(acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]]) -> Logins:
+    return Logins(acting, run_command)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    """A file of one order."""
+    file = tmp_path / "orders.ndjson"
+    file.write_text(f"{json.dumps(an_order(1))}\n")
+    return file
+
+
+def test_each_role_does_its_work_with_its_own_login(logins: Logins, jobs: Path, tmp_path: Path) -> None:
+    does = logins.does
+    shop = ("import", str(write(tmp_path / "shop", cancellations="")), "--live-from", LIVE_FROM)
+    does(EVERYBODY, "generate", "--orders", "30", "--poison", "0.05")
+    with logins.working("worker", tmp_path) as pipeline, logins.working("bulk", tmp_path) as unpacking:
+        does("bulk", "bulk", "submit", "orders", "--as-new", str(jobs))
         until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")
-        as_("reader", "wait")
-        as_("owner", "dlq", "redrive", "--all")
-        acting("orders-reader")
+        does("reader", "wait")
+        does("owner", "dlq", "redrive", "--all")
+        does("bulk", *shop, "--dry-run")
+        does("bulk", *shop, "--no-wait")
+        does("owner", "pause", "lane", "0", "--reason", "a trial")
+        does("owner", "resume", "lane", "0")
+        does("owner", "log-level", "debug")
+        does("owner", "log-level", "default")
+        until(lambda: unpacking.text().count("is unpacked") > 3, "the shop's files are unpacked, too")
+        logins.acting("orders-reader")
         processed()
+        does("console", "status")
         assert [pipeline.terminate(), unpacking.terminate()] == [0, 0]
     assert "lacks" not in pipeline.text() + unpacking.text()
     assert "redis.away" not in pipeline.text()
-    as_("reader", "show", order_id(1))
-    as_("reader", "dlq", "list")
-    as_("audit", "audit")
-    as_("audit", "personal", ORDER)
-    as_("owner", "repair")
+    for command in (("show", order_id(1)), ("dlq", "list"), ("attention",)):
+        does("reader", *command)
+    for command in (("audit",), ("personal", ORDER), ("whatif",)):
+        does("audit", *command)
+    for command in (("operations",), ("attention",)):
+        does("console", *command)
+    logins.acting("orders-console")
+    asyncio.run(pages())
+    does("owner", "repair")
+    does("owner", "repair", "--rows")
+    does("owner", "dlq", "resolve", "--since", "1d", "--reason", "a trial")
+    does("owner", "rebuild", "notices", "--send")
+
+
+def test_a_role_is_told_which_right_it_lacks(
+    logins: Logins, jobs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacks = logins.lacks
+    whole = ("import", str(write(tmp_path / "whole")), "--live-from", LIVE_FROM, "--refunds-as-computed")
+    assert "Write on Topic order.cancel_requested" in lacks("bulk", *whole, "--no-wait")
+    assert "never retrieved" not in caplog.text
+    assert "Read on Topic orders.operations" in lacks("reader", "operations")
+    assert "permission denied for table orders_attention" in lacks("bulk", "attention")
+    for command in (("pause", "lane", "0"), ("resume", "lane", "0"), ("dlq", "resolve", "0:0"), ("repair",)):
+        said = lacks("console", *command, "--reason", "it may not")
+        assert "IdempotentWrite on Cluster" in said, command
     assert "IdempotentWrite on Cluster" in lacks("reader", "generate", "--orders", "1")
-    assert "IdempotentWrite on Cluster" in lacks(
-        "audit", "bulk", "submit", "orders", "--as-new", str(jobs), "--again"
-    )
+    again = ("bulk", "submit", "orders", "--as-new", str(jobs), "--again")
+    assert "IdempotentWrite on Cluster" in lacks("audit", *again)
+    assert "IdempotentWrite on Cluster" in lacks("audit", "repair")
+    logins.acting("orders-bulk")
     changelog = get_settings().changelog_topic
     assert f"Read on Topic {changelog}" in lacks("bulk", "show", order_id(1))
     assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")
-    assert "IdempotentWrite on Cluster" in lacks("audit", "repair")
+
+
+async def pages() -> None:
+    """What the console shows and does with the rights of its role."""
+    async with opened(get_settings()) as browser:
+        order = f"/orders/{order_id(1)}"
+        letters = await get(browser, "/dead-letters")
+        letter = re.findall(r"/dead-letters/\d+:\d+", letters)[0]
+        for path in ("/lanes", "/jobs", letter, "/pauses", "/operations", f"/users/{USER}", *WORKS):
+            await get(browser, path)
+        for path in (order, f"{order}/stores", f"{order}/records"):
+            assert "doesn&#39;t allow" not in await get(browser, path)
+        form = {"kind": "lane", "name": "0", "why": "it may not", "step": "pause"}
+        refused = await send_form(browser, "/pauses", 503, **form)
+        assert "Kafka doesn&#39;t allow IdempotentWrite on Cluster" in refused
 
 
 def test_one_login_does_everything(
