@@ -23,7 +23,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, cast
 from weakref import WeakSet
 
@@ -308,6 +308,21 @@ async def watched(connection: Any) -> AsyncIterator[None]:
         if looking is not None:
             looking.cancel()
             await asyncio.wait({looking})
+
+
+@asynccontextmanager
+async def borrowed(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
+    """A connection of a pool, which gets it back afterwards. Blocks while all are in use; raises as
+    connecting does.
+    """
+    connection = await pool.acquire()
+    try:
+        yield connection
+    finally:
+        # Whoever ends all connections (a server that was replaced, tables that were taken away) may be in
+        # between: then the pool has it back already, and says so by this error.
+        with suppress(asyncpg.InternalClientError):
+            await pool.release(connection)
 
 
 def _keep_alive(transport: asyncio.Transport, options: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from domain.shapes import Row
 from settings import Settings
 from sinks import arrays
 from sinks.availability import Availability
-from sinks.connection import Connector, HalfOpen, TablesTakenAway, tables_there, watched
+from sinks.connection import Connector, HalfOpen, TablesTakenAway, borrowed, tables_there, watched
 from sinks.rows import ROWS, NotedAttention, RowBatch
 from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
@@ -239,7 +239,7 @@ class PostgresSink:
         filled: Mapping[str, Sequence[Row]],
         noted: Sequence[NotedAttention],
     ) -> int:
-        async with pool.acquire() as connection:
+        async with borrowed(pool) as connection:
             try:
                 async with watched(connection):
                     open_one = cast("asyncpg.Connection[asyncpg.Record]", connection)
@@ -285,7 +285,7 @@ class PostgresSink:
             f" FROM {self._schema}.orders_order o WHERE o.id = ANY($1::uuid[])"
         )
         with tables_there():
-            async with self._pool.acquire() as connection, watched(connection):
+            async with borrowed(self._pool) as connection, watched(connection):
                 return {row[0]: row[1] for row in await connection.fetch(query, order_ids)}
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
@@ -296,7 +296,7 @@ class PostgresSink:
         if self._pool is None:
             raise RuntimeError("PostgresSink.replace() before start()")
         filled = batch.by_table()
-        async with self._pool.acquire() as connection, watched(connection), connection.transaction():
+        async with borrowed(self._pool) as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
                 await connection.execute(

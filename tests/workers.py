@@ -99,7 +99,8 @@ def audit() -> dict[str, Any]:
     target = auditing.target_of(Settings(), cache=True, tables=True)
     outcome = finished(auditing.audit(target, max_findings=50))
     report: dict[str, Any] = json.loads(json.dumps(outcome.document()))
-    assert outcome.clean, json.dumps(report, indent=2)[-6000:]
+    broken = [each for each in report["findings"] if each["severity"] != "report"]
+    assert outcome.clean, json.dumps(report | {"findings": broken}, indent=2)[-6000:]
     return report
 
 

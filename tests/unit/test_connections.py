@@ -35,7 +35,7 @@ from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
 from sinks.clients import UnusableFile, open_client
-from sinks.connection import check, connect, plain
+from sinks.connection import borrowed, check, connect, plain
 from stack.certificates import certificate
 from streams.transport.delivery import describe
 from tests import secure
@@ -501,3 +501,22 @@ def test_the_acl_that_lacks_follows_from_the_request(noted: Callable[..., None])
     ):
         assert str(denied.acl(error)) == lacks
     assert describe(TopicAuthorizationFailedError("a")).endswith("this client lacks the ACL Write on Topic a")
+
+
+class FreeAgain:
+    """A pool whose connections somebody ends while they are given back."""
+
+    async def acquire(self) -> str:
+        return "a connection"
+
+    async def release(self, _: str) -> None:
+        raise asyncpg.InternalClientError("PoolConnectionHolder.release() called on a free connection holder")
+
+
+async def test_what_a_statement_said_counts_and_not_that_its_connection_was_ended_meanwhile() -> None:
+    pool: Any = FreeAgain()
+    async with borrowed(pool) as connection:
+        assert connection == "a connection"
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with borrowed(pool):
+            raise asyncpg.UndefinedTableError("relation does not exist")
