@@ -32,7 +32,12 @@ class TakenAway(OrdersError):
 
 
 def named(error: BaseException) -> str:
-    """The error's class and what it says, in one line. The class once: Kafka's errors say theirs. Pure."""
+    """The error's class and what it says, in one line. The class once: Kafka's errors say theirs. Of one that
+    SQLAlchemy wraps the driver's alone, without the statement and its parameters. Pure.
+    """
+    driver: BaseException | None = getattr(error, "orig", None)
+    if driver is not None:
+        error = driver.__cause__ or driver
     name, text = type(error).__name__, " ".join(str(error).split())
     said = text.partition("] ")[2] if text.startswith("[Error ") else text
     if said == name or said.startswith(f"{name}: "):

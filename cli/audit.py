@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Terminal, messages, output, progress
-from cli.text import printable
+from contracts.printable import printable
 from settings import Settings, get_settings
 
 if TYPE_CHECKING:

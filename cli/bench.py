@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Terminal, messages, output
-from cli.text import printable
+from contracts.printable import printable
 from errors import OrdersError
 from settings import Settings
 

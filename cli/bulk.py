@@ -22,7 +22,8 @@ import typer
 
 from cli.noting import Reason, noted
 from cli.terminal import Bar, Rows, Wide, output, progress
-from cli.text import printable, say
+from cli.text import say
+from contracts.printable import printable
 from errors import OrdersError
 from operations.servers import require
 from operations.submit.cells import made_id

@@ -14,7 +14,8 @@ import typer
 
 from cli.noting import Reason, noted
 from cli.terminal import Rows, Wide, confirmed, interactive, output
-from cli.text import printable, say
+from cli.text import say
+from contracts.printable import printable
 from errors import OrdersError
 from settings import get_settings
 

@@ -26,8 +26,8 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, output, progress
-from cli.text import printable
 from contracts.errors import REASONS
+from contracts.printable import printable
 from domain import explain
 from errors import OrdersError
 from settings import Settings

@@ -20,8 +20,9 @@ from aiokafka.errors import KafkaError
 from cli.noting import Why, noted
 from cli.operations import moment
 from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
-from cli.text import printable, say, second
+from cli.text import say, second
 from contracts.errors import REASONS
+from contracts.printable import printable
 from contracts.topics import BULK, LANE
 from errors import OrdersError
 from operations.dead_letters import DeadLetter, Filter, Found, Redriven, State, find, newest_of, state_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import settings
-from cli.text import printable
+from contracts.printable import printable
 
 if TYPE_CHECKING:
     from stack import Stack

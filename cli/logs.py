@@ -13,7 +13,8 @@ from typing import Any, Final
 import structlog
 
 from cli.terminal import messages
-from cli.text import one_line, printable
+from cli.text import one_line
+from contracts.printable import printable
 from errors import named
 from settings import Settings
 from streams import control

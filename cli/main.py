@@ -27,7 +27,8 @@ from typer.exceptions import TyperException
 import settings
 from cli import local, noting, streams
 from cli.terminal import sane_dimensions
-from cli.text import one_line, printable
+from cli.text import one_line
+from contracts.printable import printable
 from errors import OrdersError
 
 

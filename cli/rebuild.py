@@ -13,7 +13,8 @@ from rich.text import Text
 
 from cli.noting import Reason, noted
 from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
-from cli.text import printable, say
+from cli.text import say
+from contracts.printable import printable
 from operations.postgres import SHADOW
 from settings import get_settings
 

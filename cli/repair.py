@@ -15,7 +15,8 @@ from rich.text import Text
 from cli.audit import show_findings
 from cli.noting import Reason, noted
 from cli.terminal import output, progress
-from cli.text import printable, say
+from cli.text import say
+from contracts.printable import printable
 from errors import OrdersError
 from settings import get_settings
 

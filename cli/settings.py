@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.text import printable
+from contracts.printable import printable
 from settings import Settings, get_settings
 
 

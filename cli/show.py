@@ -13,10 +13,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cli.terminal import Rows, Wide, output
-from cli.text import printable, second
+from cli.text import second
 from console import order_view
 from contracts import ids, times
 from contracts.errors import Refused
+from contracts.printable import printable
 from errors import OrdersError
 from settings import get_settings
 

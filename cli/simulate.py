@@ -60,7 +60,8 @@ def simulate_command(
         float,
         typer.Option(
             min=1,
-            help="Seconds after the last checkout after which orders that haven't ended count as hanging.",
+            help="Seconds after which orders that haven't ended count as hanging, if in them nothing was"
+            " answered and no order has ended.",
         ),
     ] = 300.0,
     why: Reason = None,

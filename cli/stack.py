@@ -15,7 +15,8 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Wide, messages, output
-from cli.text import printable, say
+from cli.text import say
+from contracts.printable import printable
 from errors import OrdersError
 
 if TYPE_CHECKING:

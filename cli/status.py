@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cli.terminal import Cell, Rows, Wide, output
-from cli.text import printable
+from contracts.printable import printable
 from settings import Settings, get_settings
 from streams.levels import ALL
 

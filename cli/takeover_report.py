@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from cli.terminal import Rows, Terminal, output
-from cli.text import printable
 from contracts import money
+from contracts.printable import printable
 from operations.takeover.report import STATUSES, Report
 
 if TYPE_CHECKING:

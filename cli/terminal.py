@@ -18,7 +18,8 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from cli.text import encodable, printable
+from cli.text import encodable
+from contracts.printable import printable
 
 NARROWEST: Final = 40
 """Columns below which nothing is laid out any more: the terminal wraps."""

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cli.rebuild import document, show, sides
 from cli.terminal import Terminal, output, progress
-from cli.text import printable
+from contracts.printable import printable
 from settings import get_settings
 
 if TYPE_CHECKING:

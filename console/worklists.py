@@ -14,6 +14,7 @@ from uuid import UUID
 from fastapi import Request
 
 from console.parameters import choice, moment_of, uuid_of
+from contracts.printable import printable
 from contracts.statuses import AttentionText, RefundCauseText, SuborderStatusText
 from queries import worklists
 from queries.statements import Query
@@ -169,7 +170,7 @@ def cells(of: Worklist, row: Any, *, personal: bool) -> list[Cell]:
 
 def as_csv(of: Worklist, rows: Iterable[Any], *, personal: bool) -> str:
     """Rows as CSV (RFC 4180) with a line of names. Cells that a spreadsheet would take for a formula have an
-    apostrophe before them.
+    apostrophe before them; what would steer a terminal is escaped (contracts.printable).
     """
     file = io.StringIO()
     writer = csv.writer(file)
@@ -187,4 +188,4 @@ def _plain(value: object) -> str:
     text = str(value)
     # Also behind a space or a line's end, which some programs skip.
     harmful = not isinstance(value, (int, UUID)) and text.lstrip()[:1] in tuple("=+-@")
-    return f"'{text}" if harmful or text[:1] in ("\t", "\r", "\n") else text
+    return printable(f"'{text}" if harmful or text[:1] in ("\t", "\r", "\n") else text, lines=True)

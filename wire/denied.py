@@ -58,7 +58,9 @@ class Denied(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.operation} on {self.kind} {self.name}"
+        text = f"{self.operation} on {self.kind} {self.name}"
+        # Brokers since Kafka 2.8 (KIP-679): whoever may write to no topic at all is told this one.
+        return f"{text}, which Write on any topic gives" if self.operation == "IdempotentWrite" else text
 
 
 _noted: dict[Denied, None] = {}

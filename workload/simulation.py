@@ -81,7 +81,8 @@ class Simulation:
     ) -> SimulationResult:
         """Check out `checkouts` carts, `rate` a second, and answer commands until all orders have ended.
 
-        It stops `timeout` seconds after the last checkout. `progress` is called with (checked out, ended) now
+        It stops once nothing was answered and no order has ended for `timeout` seconds after the last
+        checkout: workers that are behind are waited for. `progress` is called with (checked out, ended) now
         and then. Blocks meanwhile. Raises aiokafka's errors when the brokers aren't there.
         """
         started = time.monotonic()
@@ -140,9 +141,12 @@ class Simulation:
         producer: AIOKafkaProducer,
         consumer: AIOKafkaConsumer,
     ) -> None:
-        deadline = time.monotonic() + timeout
+        moved, since = -1, time.monotonic()
         async with LagReader(self._settings) as reader:
-            while time.monotonic() < deadline:
+            while time.monotonic() < since + timeout:
+                done = self.result.sent.total() + self.result.checkouts - len(self._open)
+                if done > moved:
+                    moved, since = done, time.monotonic()
                 self._report()
                 _raise(tasks)
                 if not self._unfinished() and await self._is_at_rest(producer, consumer, reader):

@@ -163,4 +163,4 @@ async def test_odd_batches_on_every_topic(fresh: Settings, tmp_path: Path, seed:
     assert first["said"]["taken"] > 50
     assert first["dead_letters"]
     second = await everywhere(fresh, tmp_path, seed, 150)
-    assert second["said"]["taken"] > 50
+    assert second["said"]["taken"] > 20

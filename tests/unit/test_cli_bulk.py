@@ -14,7 +14,7 @@ import pytest
 
 from cli import bulk
 from cli.main import run
-from cli.text import printable
+from contracts.printable import printable
 from operations.submit.jobs import Job
 from settings import Settings
 from tests.unit.builders import at

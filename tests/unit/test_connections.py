@@ -497,7 +497,10 @@ def test_the_acl_that_lacks_follows_from_the_request(noted: Callable[..., None])
         (TopicAuthorizationFailedError("cannot create topic c.d: no"), "Describe on Topic c.d"),
         (GroupAuthorizationFailedError("g"), "Read on Group g"),
         (GroupAuthorizationFailedError("g2"), "Describe on Group g2"),
-        (ClusterAuthorizationFailedError(), "IdempotentWrite on Cluster kafka-cluster"),
+        (
+            ClusterAuthorizationFailedError(),
+            "IdempotentWrite on Cluster kafka-cluster, which Write on any topic gives",
+        ),
     ):
         assert str(denied.acl(error)) == lacks
     assert describe(TopicAuthorizationFailedError("a")).endswith("this client lacks the ACL Write on Topic a")

@@ -22,6 +22,7 @@ from console.plot import HEIGHT, plot
 from console.sources import explained
 from console.texts import EN
 from console.worklists import WORKLISTS, as_csv
+from contracts.printable import printable
 from operations.flow import points
 from queries.worklists import WaitingReturn
 from tests.unit.builders import ANNA, ORDER, USER, OrderBuilder, line
@@ -294,8 +295,16 @@ def test_cells_of_a_file_are_no_formulas(text: str) -> None:
     row = WaitingReturn(datetime(2026, 1, 1, tzinfo=UTC), UUID(ORDER), UUID(ANNA), text, UUID(ANNA), 1, "ok")
     head, cells = csv.reader(io.StringIO(as_csv(WORKLISTS["returns"], [row], personal=True), newline=""))
     shown = dict(zip(head, cells, strict=True))
-    assert shown["region"] == f"'{text}"
+    assert shown["region"] == printable(f"'{text}", lines=True)
     assert shown["reason"] == "ok"
+
+
+def test_cells_of_a_file_steer_no_terminal() -> None:
+    text = "a\x1b[2Jb\nc\u202ed"
+    row = WaitingReturn(datetime(2026, 1, 1, tzinfo=UTC), UUID(ORDER), UUID(ANNA), "eu", UUID(ANNA), 1, text)
+    file = as_csv(WORKLISTS["returns"], [row], personal=True)
+    assert "a\\x1b[2Jb\nc\\u202ed" in file
+    assert not {"\x1b", "\u202e"} & set(file)
 
 
 async def test_what_needs_attention_is_counted_and_filtered() -> None:

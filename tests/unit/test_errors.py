@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from aiokafka import errors as kafka
+from sqlalchemy.exc import DBAPIError
 
 from cli import main
 from errors import OrdersError, named
@@ -189,6 +190,7 @@ def test_it_comes_whole_out_of_another_process() -> None:
         (kafka.UnknownMemberIdError("it left"), "[Error 25] UnknownMemberIdError: it left"),
         (OSError("two\nlines"), "OSError: two lines"),
         (TimeoutError(), "TimeoutError"),
+        (DBAPIError("SELECT $1", ("anna@example.org",), OSError("gone")), "OSError: gone"),
     ],
 )
 def test_an_error_says_its_class_once(error: Exception, line: str) -> None:

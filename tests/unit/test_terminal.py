@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from cli import main
 from cli.main import SUBCOMMANDS
 from cli.terminal import NARROWEST, Rows, Terminal, progress
-from cli.text import encodable, one_line, printable
+from cli.text import encodable, one_line
+from contracts.printable import printable
 from settings import get_settings
 from tests.workers import ORDERS
 
