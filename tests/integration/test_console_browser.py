@@ -79,6 +79,9 @@ async def is_well_made(page: Page) -> None:
 
 async def fits(page: Page, width: int) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth") <= width, page.url
+    if width == NARROW["width"]:
+        wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert await page.evaluate(wide) == 0, f"{page.url}: a table has columns out of sight"
 
 
 async def test_every_page_keeps_the_rules(scene: Scene) -> None:

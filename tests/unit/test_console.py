@@ -15,9 +15,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from markupsafe import Markup
 
 from console import letter_view, order_view, pages
 from console.access import Role, role_of
+from console.pages import labelled
 from console.plot import HEIGHT, plot
 from console.sources import explained
 from console.texts import EN
@@ -211,6 +213,14 @@ def test_a_reason_is_shown_at_its_place(value: bytes, detail: str, marked: list[
 def test_what_is_no_json_is_shown_as_bytes(value: bytes | None) -> None:
     assert letter_view.value_of(letter(value=value)).lines is None
     assert letter_view.in_hex(value or b"\x00A")[0].endswith("[" * 16 if value and value[:2] == b"[[" else "")
+
+
+def test_cells_know_their_headings() -> None:
+    rows = Markup('<tr class="bad"><td>1</td><td class="n">2</td></tr>\n<tr><td colspan="2">none</td></tr>')
+    assert labelled(rows, ["a", 'b"']) == (
+        '<tr class="bad"><td data-heading="a">1</td><td data-heading="b&#34;" class="n">2</td></tr>\n'
+        '<tr><td colspan="2">none</td></tr>'
+    )
 
 
 def test_letters_are_grouped_by_hour_reason_and_topic() -> None:
