@@ -32,6 +32,7 @@ from streams.lanes import lanes
 from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
 from streams.reports import name_of, report
+from streams.retraction import NOTICE_TOPICS
 from streams.tracing import traced, tracer
 from streams.transport.agents import Batches
 from streams.transport.app import BatchApp
@@ -118,6 +119,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
         opened=opened,
         committed=metrics.commit_took,
         awaited=interactive,
+        tracked=NOTICE_TOPICS,
     )
 
     @app.agent(lanes_of_orders)

@@ -746,6 +746,16 @@ class Settings(BaseSettings):
         ),
     )
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if not value.strip():
+                raise ValueError("must be a folder, not empty")
+            if value != value.encode(errors="replace").decode():
+                raise ValueError("must be written in UTF-8")
+        return value
+
     @field_validator("kafka")
     @classmethod
     def _brokers(cls, value: str) -> str:

@@ -478,10 +478,11 @@ def digests_of_cache(items: Iterable[Item]) -> bytes:
 
 
 def last_audit(folder: Path) -> str | None:
-    """When the audit was that left the checkpoint in `folder` (RFC 3339); None where there is none that can
-    be read. Reads the local disk.
+    """When the latest of the audits was that left their checkpoints in `folder`, a folder for each cluster
+    (RFC 3339); None where there is none that can be read. Reads the local disk.
     """
-    try:
-        return _decode_manifest((folder / _MANIFEST).read_bytes()).at
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+    times = []
+    for manifest in folder.glob(f"*/{_MANIFEST}"):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            times.append(_decode_manifest(manifest.read_bytes()).at)
+    return max(times, default=None)

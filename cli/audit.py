@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from audit.findings import Finding, Report
     from audit.follow import Follower, Told
 
+MOST_OF_A_KEY: Final = 80
+"""Characters of a record's key that are shown."""
 
 Follows = Annotated[
     bool,
@@ -185,7 +187,7 @@ def _line(news: Told) -> Text:
         f" {finding.check} {printable(finding.where)}",
     )
     if finding.order_id:
-        line.append(f" order {printable(finding.order_id)}", "cyan")
+        line.append(f" order {_name(finding.order_id)}", "cyan")
     if news.what == "broken":
         if finding.fact:
             line.append(f" by {printable(finding.fact)}", "dim")
@@ -262,7 +264,7 @@ def show_findings(findings: list[Finding], total: int, console: Terminal) -> Non
     for finding in findings:
         line = Text.assemble(("  " + finding.check, "bold"), f"  {printable(finding.where)}")
         if finding.order_id:
-            line.append(f"  order {printable(finding.order_id)}", "cyan")
+            line.append(f"  order {_name(finding.order_id)}", "cyan")
         if finding.fact:
             line.append(f"  by {printable(finding.fact)}", "dim")
         line.append(
@@ -278,3 +280,8 @@ def _listed(counts: dict[str, int]) -> str:
         f"{printable(name)} {count:,}"
         for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     )
+
+
+def _name(order_id: str) -> str:
+    """An order's id; where it is none, but a record's key, its beginning."""
+    return printable(order_id if len(order_id) <= MOST_OF_A_KEY else f"{order_id[:MOST_OF_A_KEY]}…")

@@ -376,12 +376,12 @@ def redrive_command(
     settings = get_settings()
     with noted(settings, "dlq redrive", why, unless=dry_run):
         outcome = _redrive(settings, selection, dry_run=dry_run, quiet=as_json, edit=edited)
-    if as_json:
-        print(json.dumps(_redrive_document(outcome, dry_run)))
-    else:
-        _print_redrive(outcome, dry_run)
-    if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
-        raise typer.Exit(1)
+        if as_json:
+            print(json.dumps(_redrive_document(outcome, dry_run)))
+        else:
+            _print_redrive(outcome, dry_run)
+        if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
+            raise typer.Exit(1)
 
 
 def _redrive_document(outcome: RedriveResult, dry_run: bool) -> dict[str, Any]:

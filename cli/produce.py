@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,7 +116,13 @@ def _report_export(exported: Exported, folder: Path, as_json: bool) -> None:
 
 def generate_command(
     orders: Annotated[int, typer.Option(min=1, max=100_000_000, help="How many orders.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same bytes.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed with the same --orders sends the same bytes; with another number, other"
+            " content under the same ids. Without it they are new."
+        ),
+    ] = None,
     rate: Rate = None,
     duplicates: Annotated[
         float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
@@ -137,11 +144,13 @@ def generate_command(
 
     Example: [bold]orders generate --orders 5000 --poison 0.01[/bold]
     """
+    if seed is None:
+        seed = secrets.randbelow(1_000_000_000)
     events = generator.events(orders, seed, generator.Shares(duplicates, shuffle, poison))
     settings = get_settings()
     with noted(settings, "generate", why):
         sent = _send(settings, events, None, rate)
-    _report(sent, as_json)
+    _report(sent, as_json, seed)
 
 
 def _send(
@@ -157,9 +166,10 @@ def _send(
     return asyncio.run(run())
 
 
-def _report(sent: producer.Sent, as_json: bool) -> None:
+def _report(sent: producer.Sent, as_json: bool, seed: int | None = None) -> None:
     if as_json:
-        document = {
+        document: dict[str, Any] = {} if seed is None else {"seed": seed}
+        document |= {
             "events": sent.records,
             "by_topic": dict(sorted(sent.by_topic.items())),
             "bytes": sent.bytes,
@@ -182,4 +192,5 @@ def _report(sent: producer.Sent, as_json: bool) -> None:
     console.print(table)
     console.print(
         f"{sent.bytes / 1e6:,.1f} MB in {sent.seconds:.1f} s, {sent.events_per_second:,.0f} events/s"
+        + ("" if seed is None else f" (seed {seed})")
     )

@@ -85,7 +85,7 @@ def show_command(
     given = [each for each in (order_id, cart, checkout) if each is not None]
     if len(given) != 1:
         raise OrdersError(
-            "one order is shown at a time" if given else "which order is to be shown?",
+            "one order is shown at a time" if given else "no order is named",
             "give one of ORDER_ID, --cart and --checkout",
         )
     order_uuid = _uuid(given[0])

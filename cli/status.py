@@ -150,6 +150,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
         yield "log level", (levels, "yellow")
     letters = status.dead_letters
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons.items())
+    if reasons and (counted := sum(letters.reasons.values())) < letters.total:
+        reasons = f"of the first {counted:,} {reasons}"
     yield "dead letters", (f"{letters.total:,} in the last hour" + (f": {reasons}" if reasons else ""), "")
     if status.jobs is not None:
         jobs = ", ".join(

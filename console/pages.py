@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from console.access import Role, Visitor
 from console.sessions import Session, Sessions
 from console.texts import text
+from contracts.printable import printable
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self';"
@@ -42,6 +43,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("console", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -49,6 +51,13 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"moment": moment, "number": number, "short": short, "pretty": pretty}
     environment.filters["labelled"] = labelled
     return environment
+
+
+def _harmless(value: Any) -> Any:
+    """What a template puts out: of texts what would steer a terminal or turn the direction of writing is
+    escaped, as on the command line. HTML is escaped afterwards.
+    """
+    return printable(value, lines=True) if type(value) is str else value
 
 
 def moment(value: str | float | datetime | None) -> str:
@@ -90,9 +99,9 @@ def labelled(rows: Markup, headings: Sequence[str]) -> Markup:
     Pure.
     """
 
-    def row(found: re.Match[str]) -> str:
+    def row(match: re.Match[str]) -> str:
         names = iter(headings)
-        return _CELL.sub(lambda cell: f'{cell[0]} data-heading="{escape(next(names, ""))}"', found[0])
+        return _CELL.sub(lambda cell: f'{cell[0]} data-heading="{escape(next(names, ""))}"', match[0])
 
     return Markup(_ROW.sub(row, str(rows)))
 

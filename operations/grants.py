@@ -24,7 +24,7 @@ _LETTERS: Final = (names.DLQ, names.REDRIVEN, names.RESOLVED)
 _LEDGERS: Final = (names.REDRIVEN, names.RESOLVED, names.PARTITIONS, names.CONTROL, names.OPERATIONS)
 """What the commands of a person note."""
 NOTICES: Final = tuple(spec.type for spec in outgoing.DERIVED if spec.varies == "notice")
-"""What `orders rebuild notices` sends."""
+"""What `orders rebuild notices` sends, and workers take back of killed runs (streams.retraction)."""
 
 
 class UnusableName(OrdersError):
@@ -43,6 +43,31 @@ class Acl(NamedTuple):
     prefixed: bool = False
 
 
+def _of_worker(settings: Settings, every: Iterable[str]) -> dict[str, Iterable[str]]:
+    """Operation -> the topics of `every` on which a worker needs it."""
+    return {
+        "Read": (
+            *names.LANE,
+            settings.changelog_topic,
+            names.PARTITIONS,
+            names.CONTROL,
+            *(NOTICES if settings.delivery == "at_least_once" else ()),
+        ),
+        "Write": (
+            *names.DERIVED,
+            *names.INTERNAL,
+            names.CREATED,
+            names.DLQ,
+            names.CLOCK,
+            names.WORKERS,
+            settings.changelog_topic,
+            *((names.CONTROL, names.OPERATIONS) if settings.dead_letter_hold else ()),
+        ),
+        "DescribeConfigs": (settings.changelog_topic,),
+        "Describe": every,
+    }
+
+
 def acls(settings: Settings, role: Role) -> list[Acl]:
     """Return the ACLs of a role. Read, Write and Alter allow Describe too, in Kafka itself."""
     every = [spec.name for spec in topics.specs(settings, 1)]
@@ -54,21 +79,7 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
             "Read": every,
             "Write": (*names.LANE, *NOTICES, settings.changelog_topic, *_LEDGERS),
         },
-        "worker": {
-            "Read": (*names.LANE, settings.changelog_topic, names.PARTITIONS, names.CONTROL),
-            "Write": (
-                *names.DERIVED,
-                *names.INTERNAL,
-                names.CREATED,
-                names.DLQ,
-                names.CLOCK,
-                names.WORKERS,
-                settings.changelog_topic,
-                *((names.CONTROL, names.OPERATIONS) if settings.dead_letter_hold else ()),
-            ),
-            "DescribeConfigs": (settings.changelog_topic,),
-            "Describe": every,
-        },
+        "worker": _of_worker(settings, every),
         "reader": {
             "Read": (settings.changelog_topic, *_LETTERS, names.WORKERS, names.CONTROL),
             "Write": names.INPUT if settings.api_write else (),

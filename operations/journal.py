@@ -79,8 +79,10 @@ _SECRET: Final = re.compile(r"(?i)((?:password|passwd|secret|token|api_?key)\w*\
 
 def without_secrets(word: str) -> str:
     """A text with the logins of its URLs and the values of what is called a password, a secret, a token or a
-    key left out, cut to MOST_CHARACTERS. Pure.
+    key left out, cut to MOST_CHARACTERS. Bytes that are no UTF-8 (an argument, a file's name) are escaped.
+    Pure.
     """
+    word = word.encode(errors="backslashreplace").decode()
     shown = _SECRET.sub(r"\1***", _LOGIN.sub("://***@", word))
     return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
 

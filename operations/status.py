@@ -195,7 +195,7 @@ class StatusReader:
             {"kafka": None, "postgres": postgres, "redis": redis},
             await self._dead_letters(now),
             jobs,
-            last_audit(self._settings.data / CHECKPOINTS),
+            last_audit(self._settings.data / CHECKPOINTS / self._settings.group),
             pauses,
             await self._attention(),
             self._control.levels,
@@ -259,8 +259,11 @@ class StatusReader:
     async def _redis_answers(self) -> str | None:
         try:
             await self._redis.ping()
-        except (RedisError, OSError, OrdersError) as error:
-            return failed(error)
+        except (RedisError, OSError, OrdersError):
+            try:  # the connection may be of before a restart
+                await self._redis.ping()
+            except (RedisError, OSError, OrdersError) as error:
+                return failed(error)
         return None
 
 

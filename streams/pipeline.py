@@ -10,7 +10,7 @@ the work already done is kept on the batch, so a step that succeeded isn't repea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
@@ -25,7 +25,8 @@ from streams import metrics
 from streams.cache import CacheKeeper
 from streams.flood import Flood
 from streams.folder import BatchFolder, BatchOutput
-from streams.transport.batch import LaneBatch
+from streams.retraction import Retractions
+from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.records import Record
 
 Step = Callable[[LaneBatch, "BatchOutput"], Awaitable[None]]
@@ -35,10 +36,12 @@ Step = Callable[[LaneBatch, "BatchOutput"], Awaitable[None]]
 class _Progress:
     """The output of a batch, and how many of steps 3 to 6 have succeeded."""
 
-    __slots__ = ("done", "work")
+    __slots__ = ("done", "retracted", "work")
 
-    def __init__(self, work: BatchOutput) -> None:
+    def __init__(self, work: BatchOutput, retracted: Sequence[bytes]) -> None:
         self.work = work
+        self.retracted = retracted
+        """Orders of which a killed run's notices are compared with what is so, once the batch is done."""
         self.done = 0
 
 
@@ -54,7 +57,8 @@ class Pipeline:
         self._postgres = postgres
         self.folder = BatchFolder(settings)
         self.cache = CacheKeeper(settings, table, cache, self.folder.entry_of)
-        self.opened = self.cache.opened
+        self._retractions = Retractions(table)
+        self._transactions = settings.delivery == "exactly_once"
         self.flood: Flood | None = None
         """Is told how many records of each input topic were refused."""
         self._at_once = settings.batch_records
@@ -68,6 +72,12 @@ class Pipeline:
             ("redis", self._refresh_cache),
         )
 
+    async def opened(self, lane: OpenLane) -> None:
+        """What runs beside a lane's batches: start it before the first one."""
+        if not self._transactions:  # nobody sees what a killed run's transaction held
+            self._retractions.opened(lane)
+        await self.cache.opened(lane)
+
     def wrap_steps(self, wrap: Callable[[str, Step], Step]) -> None:
         """Put something around each of steps 3 to 6, before the first batch."""
         self._steps = tuple((name, wrap(name, step)) for name, step in self._steps)
@@ -78,13 +88,16 @@ class Pipeline:
         """
         progress: _Progress | None = batch.work
         if progress is None:
-            progress = batch.work = _Progress(await self._fold(batch))
+            await self._retractions.read(batch)
+            work = await self._fold(batch)
+            progress = batch.work = _Progress(work, self._retractions.add(batch, work))
         work = progress.work
         for name, step in self._steps[progress.done :]:
             started = perf_counter()
             await step(batch, work)
             progress.done += 1
             metrics.step_took(name, perf_counter() - started)
+        self._retractions.settle(batch, progress.retracted)
         _count(work)
         if self.flood is not None:
             for (topic, outcome), count in work.outcomes.items():

@@ -13,7 +13,7 @@ import io
 import sqlite3
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -318,6 +318,17 @@ def _sniff(content: io.BufferedReader) -> Format:
     return "ndjson" if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
 
 
+def _how_to_mend(kind: Kind, columns: Sequence[str], needed: Sequence[str]) -> str:
+    """What to do about a file that lacks columns."""
+    for separator in (";", "\t", "|"):
+        if any(needed[0] in name.split(separator) for name in columns):
+            return (
+                f"its cells seem to be separated by {separator!r}: write a mapping that says so (orders bulk"
+                " mapping), or save the file with commas"
+            )
+    return f"{kind} need {', '.join(needed)}"
+
+
 def _rows(
     path: str, content: io.BufferedReader, kind: Kind, job: Job, bounds: Bounds, stack: ExitStack
 ) -> Iterator[Row]:
@@ -332,7 +343,7 @@ def _rows(
         needed += _names(incoming.ItemData, required=True)
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise SourceError(f"{path}: no column {missing[0]}", f"{kind} need {', '.join(needed)}")
+        raise SourceError(f"{path}: no column {missing[0]}", _how_to_mend(kind, table.columns, needed))
     columns = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
     job.ignored += [name for name in table.columns if name not in columns]
 

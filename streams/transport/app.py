@@ -178,6 +178,7 @@ class BatchApp(faust.App):
         opened: Opened | None = None,
         committed: Callable[[float], None] | None = None,
         awaited: Callable[[Record], bool] | None = None,
+        tracked: Sequence[str] = (),
     ) -> BatchChannel:
         """A channel of batches of `topics`, all of one partition number, at most `max_records`
         together: for one agent. Pure.
@@ -189,7 +190,7 @@ class BatchApp(faust.App):
         Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane
         opens and runs beside it. `committed` is told how many seconds each commit of a transaction took.
         `awaited` tells of a record whether somebody waits for it: how long these waited is noted with the
-        offsets (see waits).
+        offsets (see waits). `tracked` names topics that are published to: see LaneSpec.
         Raises ValueError for topics that have a channel already.
         """
         if (due is None) != (clock is None):
@@ -198,7 +199,9 @@ class BatchApp(faust.App):
         if taken:
             raise ValueError(f"read by two lanes: {', '.join(taken)}")
         channel = BatchChannel(self)
-        spec = LaneSpec(tuple(topics), channel.handle, max_records, due, clock, opened, committed, awaited)
+        spec = LaneSpec(
+            tuple(topics), channel.handle, max_records, due, clock, opened, committed, awaited, tuple(tracked)
+        )
         self.specs.append(spec)
         self.specs_by_topic.update(dict.fromkeys(spec.topics, spec))
         self._without_agent[channel] = spec

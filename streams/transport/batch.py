@@ -63,6 +63,13 @@ class OpenedLane(ReadableLane, Protocol):
     def leave_note(self, note: str) -> None:
         """See OpenLane.leave_note."""
 
+    @property
+    def tracked_ends(self) -> tuple[int, ...]:
+        """Where the topics of LaneSpec.tracked end, as it is noted."""
+
+    def track_from(self, ends: Sequence[int]) -> None:
+        """See OpenLane.track_from."""
+
     def states_after(self, table: StateTable, key: bytes) -> Page:
         """See OpenLane.states_after."""
 
@@ -182,7 +189,7 @@ class OpenLane:
     It runs beside the batches and is cancelled when the lane is over.
     """
 
-    __slots__ = ("_ends", "_lane", "_stretches", "found", "generation", "partition")
+    __slots__ = ("_ends", "_lane", "_stretches", "found", "generation", "partition", "tracked_ends")
 
     def __init__(
         self,
@@ -199,6 +206,10 @@ class OpenLane:
         self.found = lane.note
         """The note that was left with the lane's offsets when it opened; empty: none. None: the group has
         committed none of its offsets, so that nothing is known of what came before.
+        """
+        self.tracked_ends = lane.tracked_ends
+        """Where the topics of LaneSpec.tracked ended with the last batch that the group has committed: what
+        lies behind was published by a run that was killed. Empty: nobody knows.
         """
 
     @property
@@ -234,6 +245,27 @@ class OpenLane:
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
         """As LaneBatch.get_states."""
         return self._lane.get_states(table, keys)
+
+    async def ends(self, topics: Sequence[str]) -> tuple[int, ...]:
+        """Where these topics end now, the lane's partition of each. Blocks for a round trip. Raises
+        KafkaError.
+        """
+        tps = [TP(topic, self.partition) for topic in topics]
+        ends = await self._ends(tps)
+        return tuple(ends[tp] for tp in tps)
+
+    def records(self, topic: str, since: int, end: int) -> AsyncGenerator[Stretch, None]:
+        """What the lane's partition of a topic got from the position `since` on and below `end`: see
+        changelog.stretches.
+        """
+        return self._stretches(TP(topic, self.partition), since, end)
+
+    def track_from(self, ends: Sequence[int]) -> None:
+        """What LaneSpec.tracked's topics held behind `tracked_ends` as the lane opened doesn't matter any
+        more: from the next batch on it is noted where they end, `ends` where the lane hasn't published. Never
+        blocks.
+        """
+        self._lane.track_from(ends)
 
     async def end(self, table: StateTable) -> int:
         """Where the table's changelog ends now. Blocks for a round trip. Raises KafkaError."""

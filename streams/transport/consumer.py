@@ -455,7 +455,7 @@ class Consumer(driver.Consumer):
         await self.app.producer.flush()
         claimed = self._thread.claimed()
         committed = claimed is not None and await self._thread.in_thread(
-            self._thread.commit_finished(*claimed, offsets, {})
+            self._thread.commit_finished(*claimed, offsets, {}, {})
         )
         for tp, offset in offsets.items():
             if committed:
@@ -477,8 +477,9 @@ class Consumer(driver.Consumer):
             claim = self.trackers[next(iter(moved))][0].claim
             offsets = {tp: tracker.done for tp, tracker in moved.items()}
             notes = {tp: tracker.note for tp, tracker in moved.items()}
+            ends = {tp: self.trackers[tp][0].tracked_ends for tp in moved}
             committed = await self._thread.in_thread(
-                self._thread.commit_finished(claim.assignment, claim.generation, offsets, notes)
+                self._thread.commit_finished(claim.assignment, claim.generation, offsets, notes, ends)
             )
             if committed:
                 for tp, tracker in moved.items():

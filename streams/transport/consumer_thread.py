@@ -26,7 +26,7 @@ from faust.types import TP
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.executor import end_executor
-from streams.transport.lane_notes import note_of, with_note
+from streams.transport.lane_notes import ends_of, note_of, with_ends, with_note
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import Commit, stable_commits, stable_offsets
 from streams.transport.records import Record, place
@@ -66,6 +66,8 @@ class Start(NamedTuple):
     committed: int | None
     noted: str = ""
     """The lane's note beside it."""
+    ends: tuple[int, ...] = ()
+    """Where the logs ended, it says, that LaneSpec.tracked names."""
 
 
 class Bounds(NamedTuple):
@@ -428,7 +430,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for tp, commit in commits.items():
             offset, metadata = commit or (None, "")
             start = resolve(f"{tp.topic}/{tp.partition}", offset, bounds[tp])
-            starts[tp] = start._replace(noted=note_of(metadata))
+            starts[tp] = start._replace(noted=note_of(metadata), ends=ends_of(metadata))
         if not self.current(assignment, generation):
             return None
         for tp, start in starts.items():
@@ -444,12 +446,22 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return await stable_commits(self._ensure_consumer()._coordinator, tps)
 
     async def commit_finished(
-        self, assignment: Any, generation: int, offsets: Mapping[TP, int], notes: Mapping[TP, str]
+        self,
+        assignment: Any,
+        generation: int,
+        offsets: Mapping[TP, int],
+        notes: Mapping[TP, str],
+        ends: Mapping[TP, Sequence[int]],
     ) -> bool:
-        """Commit exactly `offsets`, and beside them the lanes' `notes`.
+        """Commit exactly `offsets`, and beside each the lane's note, or where the logs that it tells end.
         False if it did not work (they are committed another time) or may not be done.
         """
         waits = WAITS.note()
+
+        def beside(tp: TP) -> str:
+            note = notes.get(tp, "")
+            return with_note(waits, note) if note else with_ends(waits, ends.get(tp, ()))
+
         coordinator = self._ensure_consumer()._coordinator
         await coordinator.ensure_coordinator_known()
         async with coordinator._commit_lock:
@@ -459,7 +471,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 await coordinator._do_commit_offsets(
                     assignment,
                     {
-                        TopicPartition(*tp): OffsetAndMetadata(offset, with_note(waits, notes.get(tp, "")))
+                        TopicPartition(*tp): OffsetAndMetadata(offset, beside(tp))
                         for tp, offset in offsets.items()
                     },
                 )

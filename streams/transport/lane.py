@@ -88,6 +88,11 @@ class LaneSpec:
     """Is told how many seconds each commit of a transaction took."""
     awaited: Callable[[Record], bool] | None = None
     """Tells whether somebody waits for what becomes of a record: how long these wait is noted in WAITS."""
+    tracked: tuple[str, ...] = ()
+    """Topics that the lane publishes to, its own partition of each. Where they end is noted beside the
+    offsets (not with transactions, whose records go with them): what lies behind was told by a run that was
+    killed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +253,10 @@ class Lane:
         """What the batch holds that is being handled or acknowledged."""
         self._closing = asyncio.Event()
         """Set when it comes to CLOSING: ends a wait for the next attempt."""
+        self.tracked_ends: tuple[int, ...] = ()
+        """Where the topics of LaneSpec.tracked end, as it is noted beside offsets; empty: nobody knows."""
+        self._ends_at_open: tuple[int, ...] | None = None
+        """Where they ended as the lane opened, once what lay behind tracked_ends doesn't matter any more."""
 
     @property
     def state(self) -> LaneState:
@@ -281,6 +290,10 @@ class Lane:
         """PREPARED to OPEN: begin with the batches. Its trackers are there."""
         self._to(LaneState.OPEN)
         self._update_due()
+        noted = [tracker.ends for tracker in self.trackers if len(tracker.ends) == len(self.spec.tracked)]
+        self.tracked_ends = tuple(map(max, zip(*noted, strict=True)))
+        if self.note is None:  # nobody has finished anything: whatever is there was told by killed runs
+            self.tracked_ends = (0,) * len(self.spec.tracked)
         beside: asyncio.Task[None] | None = None
         if self.spec.opened is not None:
             # Tasks begin in the order in which they are made: this one before the first batch.
@@ -413,6 +426,10 @@ class Lane:
         self.trackers[-1].note = note
         self._wake.set()
 
+    def track_from(self, ends: Sequence[int]) -> None:
+        """See OpenLane.track_from."""
+        self._ends_at_open = tuple(ends)
+
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """See LaneBatch.due_states."""
         self._check_claim()
@@ -498,6 +515,9 @@ class Lane:
         if self._is(LaneState.CLOSED):
             return False
         self._update_due(fired=moment is not None)
+        if self._ends_at_open is not None:
+            by_topic = zip(self.spec.tracked, self._ends_at_open, strict=True)
+            self.tracked_ends = tuple(self.producer.ends.get(topic, end) for topic, end in by_topic)
         for item in attempt.finished:
             item.tracker.finish(item.part.to)
             if self.commits:

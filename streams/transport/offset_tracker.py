@@ -52,6 +52,7 @@ class OffsetTracker:
         "committed",
         "count",
         "done",
+        "ends",
         "next",
         "note",
         "noted",
@@ -62,7 +63,13 @@ class OffsetTracker:
     )
 
     def __init__(
-        self, topic: str, partition: int, start: int, committed: int | None, noted: str = ""
+        self,
+        topic: str,
+        partition: int,
+        start: int,
+        committed: int | None,
+        noted: str = "",
+        ends: tuple[int, ...] = (),
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -73,6 +80,9 @@ class OffsetTracker:
         """The lane's note that is committed beside the offset (streams.transport.lane_notes)."""
         self.note = noted
         """The one that shall be."""
+        self.ends = ends
+        """Where the logs ended that the lane tells, by what was found beside the offset; empty: it says
+        nothing."""
         self.pending: deque[Chunk] = deque()
         self.count = 0
         self.size = 0

@@ -177,13 +177,17 @@ class LaneProducer:
         """By time.monotonic(): when the brokers acknowledged the last of what was sent at once."""
         self.fenced = False
         """The broker has refused this producer for good: another one has the lane, or had it."""
+        self.ends: dict[str, int] = {}
+        """Topic -> the position behind the last record that was published there, to the lane's partition."""
 
     async def start(self) -> None:
         """Called before the lane's state is recovered. Nothing to do: the first write connects."""
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]], partition: int) -> None:
         """See LaneBatch.publish."""
-        await self.send(records, partition)
+        for each in await self.send(records, partition):
+            if each.partition == partition and each.last is not None:
+                self.ends[each.topic] = each.last + 1
 
     async def write_states(
         self,

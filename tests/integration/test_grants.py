@@ -151,7 +151,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             roles.acting("worker"),
             worker(tmp_path, "w", (*ORDERS, "worker", "--role", "realtime")) as working,
         ):
-            assert orders("generate", "--orders", "60", "--poison", "0.02").returncode == 0
+            assert orders("generate", "--orders", "60", "--seed", "0", "--poison", "0.02").returncode == 0
             with (
                 roles.acting("bulk"),
                 worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk")) as unpacks,

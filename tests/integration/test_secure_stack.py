@@ -210,7 +210,7 @@ def jobs(tmp_path: Path) -> Path:
 def test_each_role_does_its_work_with_its_own_login(logins: Logins, jobs: Path, tmp_path: Path) -> None:
     does = logins.does
     shop = ("import", str(write(tmp_path / "shop", cancellations="")), "--live-from", LIVE_FROM)
-    does(EVERYBODY, "generate", "--orders", "30", "--poison", "0.05")
+    does(EVERYBODY, "generate", "--orders", "30", "--seed", "0", "--poison", "0.05")
     with logins.working("worker", tmp_path) as pipeline, logins.working("bulk", tmp_path) as unpacking:
         does("bulk", "bulk", "submit", "orders", "--as-new", str(jobs))
         until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")

@@ -36,6 +36,9 @@ async def test_it_tells_what_is_wrong_and_that_nothing_is(fresh: Settings, tmp_p
         until(lambda: not status()["problems"], "all is well")
         well = status()
         assert [each["worker"].partition("@")[0] for each in well["lanes"]] == ["w"] * len(lanes)  # type: ignore[attr-defined]
+        assert well["last_audit"] is None
+        assert orders("audit", "--json").returncode == 0
+        assert status()["last_audit"] is not None
         letters = well["dead_letters"]
         assert letters["total"] == sum(letters["reasons"].values()) > 0  # type: ignore[index]
         assert letters["flood"] == {}  # type: ignore[index]

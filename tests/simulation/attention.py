@@ -66,10 +66,10 @@ def _text(value: Any) -> Any:
 
 
 def wrong_events(
-    readings: Readings, events: Iterable[tuple[str, Mapping[str, Any]]], *, whole: bool
+    readings: Readings, events: Iterable[tuple[str, Mapping[str, Any]]], told_late: Container[str] = ()
 ) -> Iterator[str]:
-    """What is wrong about order.attention, in words. `events`: (ce_id, data), in the order of the topic.
-    `whole`: nobody died, so the last of each kind tells how it ended.
+    """What is wrong about order.attention, in words. `events`: (ce_id, data), in the order of the topic. The
+    last of each kind tells how it ended, but of the orders of which a dead worker's landed late.
     """
     last: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for event_id, data in events:
@@ -86,8 +86,8 @@ def wrong_events(
         if not 0 < data["version"] <= version_of(each[0]):
             yield f"order {data['order_id']}: order.attention {event_name(data)}, at {version_of(each[0])}"
         last[data["order_id"]][data["kind"]] = data
-    for order_id, each in readings.items() if whole else ():
-        if each[0].created is None:
+    for order_id, each in readings.items():
+        if each[0].created is None or order_id in told_late:
             continue
         for kind in KINDS:
             wrong = misled(kind, last[order_id].get(kind), each)

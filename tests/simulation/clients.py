@@ -391,7 +391,7 @@ class FakeCoordinator:
 
         def apply() -> dict[TopicPartition, OffsetAndMetadata]:
             return {
-                tp: OffsetAndMetadata(self._group.offsets[tp], "")
+                tp: OffsetAndMetadata(self._group.offsets[tp], self._group.metadata.get(tp, ""))
                 for tp in partitions
                 if tp in self._group.offsets
             }
@@ -407,8 +407,9 @@ class FakeCoordinator:
         # As aiokafka does: generation and member of the moment in which it is sent.
         generation, member = self.generation, self.member_id
         plain = {tp: each.offset for tp, each in offsets.items()}
+        beside = {tp: each.metadata for tp, each in offsets.items()}
         try:
-            await self._request("commit", lambda: self._group.commit(member, generation, plain))
+            await self._request("commit", lambda: self._group.commit(member, generation, plain, beside))
         except (errors.UnknownMemberIdError, errors.IllegalGenerationError):
             self._reset()
             raise

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import MappingProxyType
 from typing import NamedTuple
 
 from aiokafka import errors
@@ -179,6 +180,8 @@ class Group:
     members: dict[str, Member] = field(default_factory=dict)
     generation: int = 0
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    metadata: dict[TopicPartition, str] = field(default_factory=dict)
+    """What was committed beside each offset."""
     assignment: dict[str, frozenset[TopicPartition]] = field(default_factory=dict)
     preparing: bool = False
     on_generation: Callable[[], None] = lambda: None
@@ -225,13 +228,20 @@ class Group:
         self.members[member].heard = self.clock()
         return int(errors.RebalanceInProgressError.errno) if self.preparing else 0
 
-    def commit(self, member: str, generation: int, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit offsets. Raises UnknownMemberIdError or IllegalGenerationError.
+    def commit(
+        self,
+        member: str,
+        generation: int,
+        offsets: Mapping[TopicPartition, int],
+        metadata: Mapping[TopicPartition, str] = MappingProxyType({}),
+    ) -> None:
+        """Commit offsets, and what stands beside them. Raises UnknownMemberIdError or IllegalGenerationError.
         Like Kafka it doesn't ask whose partitions they are.
         """
         self._check(member, generation)
         self.on_commit(member, offsets)
         self.offsets.update(offsets)
+        self.metadata.update(metadata)
 
     def leave(self, member: str) -> None:
         """The member is gone of its own will."""

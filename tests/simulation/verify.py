@@ -77,8 +77,7 @@ class Verifier:
         yield from self._left_alone()
         yield from self._letters()
         yield from self._cache()
-        if not self.world.restarted:
-            yield from self._notices()
+        yield from self._notices()
 
     # -- the log ---------------------------------------------------------------------------------------------
 
@@ -271,7 +270,7 @@ class Verifier:
             for record in self._log("order.attention", number)
         ]
         shown = [each for each in events if each[1]["order_id"] not in hidden]
-        yield from wrong_events(self.readings, shown, whole=not self.world.restarted)
+        yield from wrong_events(self.readings, shown, self.world.told_late)
 
     # -- derived events --------------------------------------------------------------------------------------
 
@@ -567,16 +566,16 @@ class Verifier:
     # -- notices ---------------------------------------------------------------------------------------------
 
     def _notices(self) -> Iterator[str]:
-        """Where nobody died and nothing was folded twice, the last notice tells how it ended."""
+        """The last notice tells how it ended, unless one of a dead worker landed late."""
         last: dict[str, str] = {}
         for number in self._partitions():
             for record in self._log("order.status_changed", number):
                 data = _json(record.value)
                 last[data["order_id"]] = data["to"]
         for order_id, readings in self.readings.items():
-            if readings[0].created is not None and last.get(order_id, "pending") not in {
-                reading.status() for reading in readings
-            }:
+            if order_id in self.world.told_late or readings[0].created is None:
+                continue
+            if last.get(order_id, "pending") not in {reading.status() for reading in readings}:
                 yield f"order {order_id}: last notice {last.get(order_id)}, status {readings[0].status()}"
 
 

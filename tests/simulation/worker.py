@@ -26,6 +26,7 @@ from settings import Settings
 from sinks.redis import RedisSink
 from streams import cache as cache_module
 from streams.pipeline import Pipeline
+from streams.retraction import NOTICE_TOPICS
 from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
 from streams.transport.batch import LaneBatch
@@ -156,15 +157,16 @@ class SimulatedThread(ConsumerThread, _BareThread):
     # Without aiokafka's own requests: there are no transactions here.
 
     async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        return {tp: None if each is None else each.offset for tp, each in (await self.commits(tps)).items()}
+
+    async def commits(self, tps: Sequence[TP]) -> dict[TP, Commit | None]:
         fetched = await self._ensure_consumer()._coordinator.fetch_committed_offsets(
             [TopicPartition(*tp) for tp in tps]
         )
-        known = {TP(*tp): offsets.offset for tp, offsets in fetched.items() if offsets.offset >= 0}
+        known = {
+            TP(*tp): Commit(each.offset, each.metadata) for tp, each in fetched.items() if each.offset >= 0
+        }
         return {tp: known.get(tp) for tp in tps}
-
-    async def commits(self, tps: Sequence[TP]) -> dict[TP, Commit | None]:
-        committed = await self.committed(tps)
-        return {tp: None if offset is None else Commit(offset, "") for tp, offset in committed.items()}
 
     async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         ends: dict[TopicPartition, int] = await self._ensure_consumer().end_offsets(list(partitions))
@@ -279,6 +281,7 @@ class App:
                 self.table,  # type: ignore[arg-type]
                 CLOCK,
                 self.pipeline.opened,
+                tracked=NOTICE_TOPICS,
             )
         ]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])

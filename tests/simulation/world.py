@@ -21,6 +21,7 @@ from contracts.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.cache import CHECK_INTERVAL
 from streams.folder import HELD_BYTES
+from streams.retraction import NOTICE_TOPICS
 from streams.transport.delivery import GaveUp
 from tables import codec
 from tables.codec import version_of
@@ -189,6 +190,8 @@ class World:
         self.violations: list[Violation] = []
         self.late: list[tuple[TopicPartition, Sequence[Sent]]] = []
         """What a worker had sent before a successor opened, and landed after that."""
+        self.told_late: set[str] = set()
+        """Orders of which a notice landed late: it may be the last one."""
         self.hidden: set[str] = set()
         """Orders of which a state landed late that may hide what the successor wrote
         (docs/delivery.md, "Not promised").
@@ -462,6 +465,8 @@ class World:
         else:
             self.trace(worker.process, "   (late: a successor has opened, or knows up to where it reads)")
             self.late.append((tp, records))
+            if tp.topic in NOTICE_TOPICS:
+                self.told_late.update(record.key.decode() for record in records if record.key is not None)
             if tp.topic == self.settings.changelog_topic:
                 self._hide(record for record in records if _not_older(record, known))
 
@@ -473,11 +478,6 @@ class World:
             self.violate(f"{worker.process.name} crashed: {_told(failure)}")
         worker.process.alive = False
         self._gone(worker.process)
-
-    @property
-    def restarted(self) -> bool:
-        """Whether any lane was opened twice: its second worker may have read records again."""
-        return any(len(opened) > 1 for opened in self.openings.values())
 
     def _hide(self, records: Iterable[Sent | Record]) -> None:
         self.hidden.update(str(UUID(bytes=record.key)) for record in records if record.key is not None)

@@ -169,6 +169,8 @@ def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> No
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
+        ("ORDERS_DATA", "", "ORDERS_DATA=: must be a folder, not empty"),
+        ("ORDERS_DATA", "/x\udcff", "must be written in UTF-8"),
         ("ORDERS_KAFKA", "localhost", "ORDERS_KAFKA=***: broker 1 is not host:port"),
         (
             "ORDERS_KAFKA",

@@ -215,6 +215,13 @@ def test_what_is_no_json_is_shown_as_bytes(value: bytes | None) -> None:
     assert letter_view.in_hex(value or b"\x00A")[0].endswith("[" * 16 if value and value[:2] == b"[[" else "")
 
 
+async def test_no_text_of_others_turns_a_page_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with console(Made()) as browser:
+        page = (await browser.get("/find", params={"q": "a\x1b[2J\u202eb"})).text
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "a\\x1b[2J\\u202eb" in page
+
+
 def test_cells_know_their_headings() -> None:
     rows = Markup('<tr class="bad"><td>1</td><td class="n">2</td></tr>\n<tr><td colspan="2">none</td></tr>')
     assert labelled(rows, ["a", 'b"']) == (

@@ -391,6 +391,6 @@ async def test_operations_are_filtered_by_the_address() -> None:
     async with console(Made(), doing=Done("repair")) as browser:
         page = await browser.get("/operations?by=rep&command=repair&from=2026-01-01")
         none = await browser.get("/operations?command=rep")
-    assert page.text.count("<td>repair</td>") == 2
+    assert page.text.count('data-heading="By">repair</td>') == 2
     assert EN["under_way"] in page.text
     assert EN["no_operations"] in none.text

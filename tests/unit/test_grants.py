@@ -16,6 +16,7 @@ from operations.grants import acl_lines, acl_user, acls, cache_rights, grant_lin
 from operations.roles import ROLES, Role
 from settings import Settings, get_settings
 from streams import topics
+from streams.retraction import NOTICE_TOPICS
 from tests.stackfixture import ROOT
 
 
@@ -37,14 +38,19 @@ def test_a_workers_acls_are_what_the_app_reads_and_writes() -> None:
         settings.changelog_topic,
         names.PARTITIONS,
         names.CONTROL,
+        *NOTICE_TOPICS,
     }
+    assert app.specs[0].tracked == NOTICE_TOPICS
+    assert not set(NOTICE_TOPICS) & allowed("worker", Settings(delivery="exactly_once"))["Read"]
     assert worker["Read"] | worker["Write"] == {
         *app.copartitioned,
         names.PARTITIONS,
         names.WORKERS,
         names.CONTROL,
     }
-    assert worker["Write"] - worker["Read"] == {*names.DERIVED, names.DLQ, names.CLOCK, names.WORKERS}
+    assert worker["Write"] - worker["Read"] == {*names.DERIVED, names.DLQ, names.CLOCK, names.WORKERS} - {
+        *NOTICE_TOPICS
+    }
     assert worker["Write"] & set(names.INPUT) == {names.CREATED}, "only a checkout becomes an input"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,13 +68,18 @@ def lane_of(
     rested: Callable[[], None] = lambda: None,
     opened: Opened | None = None,
     awaited: Callable[[Record], bool] | None = None,
+    tracked: tuple[str, ...] = (),
+    ends: Sequence[tuple[int, ...]] = ((), ()),
 ) -> Lane:
     delivery = Delivery(Settings(retry_first=0.001, retry_longest=0.001))
     context = LaneContext(delivery, Limits(limit, 1 << 20), producer, rested, unused, unused)
     topics = ("a", "b")
-    spec = LaneSpec(topics, handler, max_records, opened=opened, awaited=awaited)
+    spec = LaneSpec(topics, handler, max_records, opened=opened, awaited=awaited, tracked=tracked)
     lane = Lane("0", spec, 0, group.claim(), context)
-    lane.trackers.extend(OffsetTracker(topic, 0, 0, None) for topic in topics)
+    committed = 0 if any(ends) else None
+    lane.trackers.extend(
+        OffsetTracker(topic, 0, 0, committed, ends=noted) for topic, noted in zip(topics, ends, strict=True)
+    )
     return lane
 
 
@@ -543,3 +548,32 @@ def test_the_lease_counts_from_when_the_heartbeat_was_sent() -> None:
     assert not lease.valid(108.0)
     lease.renew(95.0)  # an answer that comes late proves nothing newer
     assert not lease.valid(108.0)
+
+
+@pytest.mark.parametrize(
+    ("noted", "known"),
+    [([(), ()], (0, 0)), ([(3, 7), (2, 9)], (3, 9)), ([(3, 7), ()], (3, 7)), ([(3, 7, 1), ()], ())],
+    ids=["nobody has committed anything", "the latest", "of one topic", "of other topics"],
+)
+async def test_where_topics_end_is_kept_until_what_killed_runs_told_is_taken_back(
+    noted: list[tuple[int, ...]], known: tuple[int, ...]
+) -> None:
+    group = Group()
+    lane = lane_of(nothing, group, tracked=("x", "y"), ends=noted)
+    task = await start(lane)
+    assert lane.tracked_ends == known
+
+    async def take() -> None:
+        tracker = lane.trackers[0]
+        done = tracker.done
+        tracker.offer(done, done + 1, recs(done))
+        lane.wake()
+        await until(lambda: tracker.done > done)
+
+    lane.producer.ends = {"y": 12}
+    await take()
+    assert lane.tracked_ends == known, "a killed run's word behind it is still to be taken back"
+    lane.track_from((4, 11))
+    await take()
+    assert lane.tracked_ends == (4, 12)
+    await end(lane, task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.transport.lane_notes import note_of, with_note
+from streams.transport.lane_notes import ends_of, note_of, with_ends, with_note
 from streams.transport.waits import Waits, read_notes
 
 
@@ -38,3 +38,15 @@ def test_what_is_no_note_is_none(other: str) -> None:
 def test_a_note_is_a_short_word(word: str) -> None:
     with pytest.raises(ValueError, match="can't be a lane's note"):
         with_note("", word)
+
+
+def test_ends_are_found_beside_the_waits() -> None:
+    waits = Waits()
+    waits.add(3, 1, 0.25)
+    noted = with_ends(waits.note(), (0, 17, 1 << 62))
+    assert ends_of(noted) == (0, 17, 1 << 62)
+    assert note_of(noted) == ""
+    assert read_notes([noted]) == read_notes([waits.note()])
+    assert with_ends(waits.note(), ()) == waits.note()
+    for other in ("", waits.note(), with_note(waits.note(), "behind"), "waits 0; ends ", "waits 0; ends x"):
+        assert ends_of(other) == ()

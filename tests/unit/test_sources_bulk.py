@@ -289,7 +289,10 @@ def test_members_of_gzip_are_one_file() -> None:
         (HEADER.replace("price", "prize").encode(), "no column price"),
         (HEADER.replace("sku", "price").encode(), "column 'price' stands twice"),
         (HEADER.replace("sku", "sku, Price ").encode(), "column 'price' stands twice"),
-        ((HEADER + PAID).replace(",", ";").encode(), "no column order_id"),
+        (
+            (HEADER + PAID).replace(",", ";").encode(),
+            "no column order_id; its cells seem to be separated by .;.",
+        ),
         (PAID.encode(), "in its first line, which is the header"),
         ((HEADER + PAID).encode("utf-16"), "UTF-16"),
         ((HEADER + PAID).encode("utf-16-le"), "NUL"),

@@ -42,7 +42,7 @@ async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> Non
     table: Any = SimpleNamespace(
         changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state
     )
-    lane: Any = SimpleNamespace(partition=3, generation=1, note="")
+    lane: Any = SimpleNamespace(partition=3, generation=1, note="", tracked_ends=())
     changes = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
     assert changes == [({key: newer, other: older}, 4)]
 
