@@ -42,6 +42,10 @@ NOTICE_TOPICS: Final = (STATUS, SUBORDER, ATTENTION)
 """The topics of notices of which the last one counts, in the order in which they are noted."""
 MOST: Final = 100_000
 """Records of one topic that are looked at, the latest: some batches' notices are far fewer."""
+ATTEMPTS: Final = 15
+"""So often it is tried to read them to their ends, which takes a minute: a transaction that never ends would
+stop the lane for good.
+"""
 _OF_SUBORDER: Final = (
     *("status", "closed_because", "items_amount", "shipping_amount", "discount_amount", "tax_amount"),
     *("total_amount", "units"),
@@ -69,6 +73,7 @@ class _Lane:
         self.lane = lane
         self.notices: Notices | None = None
         self.ends: tuple[int, ...] = ()
+        self.attempts = 0
 
     def settle(self, order_ids: Sequence[bytes]) -> None:
         """Nothing is to be taken back of these orders any more."""
@@ -106,7 +111,10 @@ class Retractions:
         try:
             for topic, since, end in zip(NOTICE_TOPICS, lane.tracked_ends or ends, ends, strict=True):
                 await _read(lane, topic, max(since, end - MOST), end, notices)
-        except TopicAuthorizationFailedError as error:
+        except (TopicAuthorizationFailedError, KafkaTimeoutError) as error:
+            known.attempts += 1
+            if isinstance(error, KafkaTimeoutError) and known.attempts < ATTEMPTS:
+                raise
             log.warning(
                 "what a killed run has told can't be looked at, and isn't taken back: %(error)s",
                 {"error": describe(error)},

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 from contracts import ids
 from domain import effects
 from streams.folder import BatchOutput
-from streams.retraction import ATTENTION, NOTICE_TOPICS, STATUS, SUBORDER, Retractions
+from streams.retraction import ATTEMPTS, ATTENTION, NOTICE_TOPICS, STATUS, SUBORDER, Retractions
 from tables import codec
 from tests.unit.builders import ORDER, OrderBuilder, created, event, raw
 
@@ -169,6 +169,19 @@ async def test_without_all_of_it_nothing_is_folded() -> None:
         await retractions.read(cast(Any, lane))
     lane.cut = 0
     await retractions.read(cast(Any, lane))
+
+
+async def test_what_never_can_be_read_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    lane = Lane(notices(paid()), (0, 0, 0), None)
+    lane.cut = 1
+    retractions = Retractions(None)
+    retractions.opened(cast(Any, lane))
+    for _ in range(ATTEMPTS - 1):
+        with pytest.raises(KafkaTimeoutError):
+            await retractions.read(cast(Any, lane))
+    with caplog.at_level(logging.WARNING):
+        await retractions.read(cast(Any, lane))
+    assert "isn't taken back" in caplog.text
 
 
 async def test_who_may_not_read_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
