@@ -46,7 +46,6 @@ from operations.servers import require
 from operations.shares import Progress
 from operations.whatif import (
     ATTENTION,
-    NOTICE_FIELDS,
     NOTICES,
     attention_subject,
     attention_told,
@@ -57,6 +56,7 @@ from settings import Settings
 from streams.dead_letters import Record, rekeyed_from
 from streams.lag import total
 from streams.lanes import lanes, sources
+from streams.retraction import NOTICE_FIELDS
 from streams.transport.records import OutRecord
 from tables import codec
 

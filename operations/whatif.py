@@ -54,6 +54,7 @@ from sinks import migrate
 from streams.dead_letters import Record
 from streams.folder import BatchOutput
 from streams.lag import Lag
+from streams.retraction import NOTICE_FIELDS
 from tables import codec
 
 NOTICES: Final = {spec.type for spec in outgoing.DERIVED if spec.varies == "notice"}
@@ -84,17 +85,6 @@ _SIDES: Final = {_EXPECTED: b"e", _ACTUAL: b"a"}
 ATTENTION: Final = "order.attention"
 _PINNING: Final = NOTICES - {ATTENTION}
 """Those whose version is the order's. Of attention it counts decisions, too."""
-NOTICE_FIELDS: Final = (
-    "status",
-    "closed_because",
-    "items_amount",
-    "shipping_amount",
-    "discount_amount",
-    "tax_amount",
-    "total_amount",
-    "units",
-)
-
 
 EventKind = Literal["missing", "unexpected", "different", "notice"]
 

@@ -46,10 +46,11 @@ ATTEMPTS: Final = 15
 """So often it is tried to read them to their ends, which takes a minute: a transaction that never ends would
 stop the lane for good.
 """
-_OF_SUBORDER: Final = (
+NOTICE_FIELDS: Final = (
     *("status", "closed_because", "items_amount", "shipping_amount", "discount_amount", "tax_amount"),
     *("total_amount", "units"),
 )
+"""What suborder.updated tells that may change."""
 
 Headers = Sequence[tuple[str, Any]]
 
@@ -199,7 +200,7 @@ def _corrections(
                 yield topic, _status(order_id, order, view.status.text, notice)
         elif topic == SUBORDER and subject in suborders:
             writer.suborder_updated(created, suborders[subject], order.version)
-            yield from _unless_told(order_id, writer, notice, _OF_SUBORDER)
+            yield from _unless_told(order_id, writer, notice, NOTICE_FIELDS)
         elif topic == ATTENTION:
             began = _since(data)
             if subject in details:
