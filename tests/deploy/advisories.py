@@ -19,12 +19,12 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements-worker.txt"
 _AWAY = re.compile(r"(\w*(?:Connection|Timeout|HTTP|Service|Proxy|SSL)\w*Error|Timeout)\b|Could not connect")
 
 
-def check(*options: str, strict: bool = False) -> int:
+def check(*options: str, strict: bool = False, requirements: Path = REQUIREMENTS) -> int:
     """Ask, print what is known, and return the exit code.
 
     Blocks for as long as the service takes, 15 s a package at most.
     """
-    asking = ["--requirement", str(REQUIREMENTS), "--disable-pip", "--require-hashes", "--timeout", "15"]
+    asking = ["--requirement", str(requirements), "--disable-pip", "--require-hashes", "--timeout", "15"]
     asking += ["--vulnerability-service", "osv", "--progress-spinner", "off", *options]
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *asking], capture_output=True, text=True, check=False
@@ -33,7 +33,7 @@ def check(*options: str, strict: bool = False) -> int:
         "nothing"
     ]
     if done.returncode == 0 and lines[-1].startswith("No known vulnerabilities"):
-        print(f"no known advisory for the packages of {REQUIREMENTS.name}")
+        print(f"no known advisory for the packages of {requirements.name}")
         return 0
     if any(re.match(r"Found \d+ known vulnerabilit", line) for line in lines):
         print(done.stdout, end="")

@@ -51,6 +51,15 @@ def service(package: str = "", status: int = 200) -> Iterator[tuple[str, dict[st
             thread.join()
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of one package. To read all of them with their hashes takes pip-audit seconds."""
+    [pin] = re.findall(r"^aiohttp==.*?# via", REQUIREMENTS.read_text(), flags=re.MULTILINE | re.DOTALL)
+    path = tmp_path_factory.mktemp("packages") / "one.txt"
+    path.write_text(pin)
+    return path
+
+
 def test_every_package_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
     with service() as (url, asked):
         assert check("--osv-url", url) == 0
@@ -67,9 +76,9 @@ def only_elsewhere() -> set[str]:
     )
 
 
-def test_an_advisory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_advisory_is_told(capsys: pytest.CaptureFixture[str], one: Path) -> None:
     with service("aiohttp") as (url, _):
-        assert check("--osv-url", url) == 1
+        assert check("--osv-url", url, requirements=one) == 1
     output = capsys.readouterr().out
     assert "aiohttp" in output
     assert "PYSEC-1" in output
@@ -77,22 +86,25 @@ def test_an_advisory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("strict", "code"), [(False, 0), (True, 2)])
 def test_a_service_that_is_away_is_said_in_one_line(
-    capsys: pytest.CaptureFixture[str], strict: bool, code: int
+    capsys: pytest.CaptureFixture[str], one: Path, strict: bool, code: int
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # and nobody listens
-        assert check("--osv-url", f"http://127.0.0.1:{probe.getsockname()[1]}/", strict=strict) == code
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/"
+        assert check("--osv-url", url, strict=strict, requirements=one) == code
     says(capsys, "nothing was compared")
 
 
-def test_a_service_that_fails_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_fails_is_said_in_one_line(capsys: pytest.CaptureFixture[str], one: Path) -> None:
     with service(status=503) as (url, _):
-        assert check("--osv-url", url, strict=True) == 2
+        assert check("--osv-url", url, strict=True, requirements=one) == 2
     says(capsys, "nothing was compared")
 
 
-def test_another_failure_isnt_taken_for_a_service_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("--no-such-option") == 2
+def test_another_failure_isnt_taken_for_a_service_that_is_away(
+    capsys: pytest.CaptureFixture[str], one: Path
+) -> None:
+    assert check("--no-such-option", requirements=one) == 2
     says(capsys, "pip-audit ended")
 
 

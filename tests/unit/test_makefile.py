@@ -22,6 +22,8 @@ PYTHON = """#!/bin/sh
 printf '%s\\n' "$*" >> "$NOTES"
 case "$*" in
 "-m venv --clear .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python;;
+"-m pip config list") printf '%s' "$PIP_SETTINGS";;
+"-m pip install "*" -r .venv/uv.txt") test -n "$A_UV" && cp "$A_UV" .venv/bin/uv;;
 esac
 """
 
@@ -30,6 +32,7 @@ printf '%s\\n' "uv $* ${UV_NO_CACHE:+without a cache}" >> "$NOTES"
 case "$1" in
 cache) echo "$CACHE";;
 venv) mkdir -p .venv/bin && cp "$4" .venv/bin/python;;
+pip) exit "${UV_FAILS:-0}";;
 esac
 """
 
@@ -49,7 +52,8 @@ class Clone:
         self.python.write_text(PYTHON)
         self.python.chmod(0o755)
         (place / "bin").mkdir()
-        for tool in ("cat", "cp", "make", "mkdir", "rm", "sh"):  # not uv, which this machine may have
+        # Not uv, which this machine may have.
+        for tool in ("cat", "cp", "grep", "make", "mkdir", "rm", "sed", "sh"):
             (place / "bin" / tool).symlink_to(str(shutil.which(tool)))
 
     def install(self, uid: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -119,6 +123,31 @@ def test_uv_does_without_a_cache_where_there_is_no_home(place: Path) -> None:
     done = clone.install(CACHE=str(place / "file" / "uv"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "uv venv -q --python " + str(clone.python) + " .venv without a cache" in clone.notes.read_text()
+
+
+@pytest.mark.parametrize(
+    ("env", "by_pip"),
+    [
+        ({}, False),
+        ({"PIP_SETTINGS": "global.cert='/etc/ssl/ca.pem'\n"}, False),
+        ({"PIP_SETTINGS": "global.index-url='https://packages.example/simple'\n"}, True),
+        ({"UV_FAILS": "2"}, True),
+        ({"A_UV": ""}, True),
+    ],
+)
+def test_without_uv_pip_fetches_it_and_does_the_rest_where_it_fails(
+    place: Path, env: dict[str, str], by_pip: bool
+) -> None:
+    clone = Clone(place, "first")
+    uv = place / "uv"
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    done = clone.install(**{"CACHE": str(place / "cache"), "A_UV": str(uv), **env})
+    assert (done.returncode, done.stderr) == (0, "")
+    notes = clone.notes.read_text()
+    assert ("--no-deps -r requirements.txt" in notes) is by_pip
+    assert by_pip or "uv pip install -q --compile-bytecode" in notes
+    assert by_pip or (clone.folder / ".venv" / "uv.txt").read_text().startswith("uv==")
 
 
 def test_a_link_to_the_folder_is_the_folder(place: Path) -> None:
