@@ -498,6 +498,12 @@ async def switch(
     """
     ddl.require_session(settings, "orders rebuild switch")
     await require(settings)
+    # What can't be done is said before anybody stops workers for it.
+    async with unsettled(settings) as interrupted:
+        pass
+    if interrupted is None:
+        async with existing(settings, schema):
+            pass
     async with GroupLock(settings) as lock:
         async with unsettled(settings) as interrupted:
             if interrupted is not None:

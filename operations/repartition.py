@@ -81,6 +81,7 @@ async def change(
             if cache:
                 redis = await stack.enter_async_context(open_client(settings, timeout=10))
                 await redis.ping()
+            await _planned(settings, partitions)  # before anybody stops workers for what can't be done
             lock = await stack.enter_async_context(GroupLock(settings))
             return await grow(settings, lock, partitions, redis, progress)
     except (KafkaError, RedisError) as error:
@@ -102,10 +103,7 @@ async def grow(
     for the states of one partition. Blocks while the changelog is read. Raises CannotGrow before anything is
     changed, LeaseLost if the lock is lost, KafkaError and RedisError; run again, it goes on.
     """
-    names = [spec.name for spec in topics.specs(settings, 1)]
-    counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
-    noted_lanes = await noted(settings) or Lanes(settings.partitions)
-    old = check(names, counts, noted_lanes, partitions)
+    names, noted_lanes, old = await _planned(settings, partitions)
     if old == partitions:
         return 0
     changelog = settings.changelog_topic
@@ -134,6 +132,16 @@ async def grow(
     await topics.grow(settings, [name for name in names if name not in LANE], partitions)
     await topics.grow(settings, LANE, partitions)
     return moved
+
+
+async def _planned(settings: Settings, partitions: int) -> tuple[list[str], Lanes, int]:
+    """Return the names of the topics, the lanes that are noted, and what check() says of them.
+    Raises CannotGrow.
+    """
+    names = [spec.name for spec in topics.specs(settings, 1)]
+    counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
+    lanes = await noted(settings) or Lanes(settings.partitions)
+    return names, lanes, check(names, counts, lanes, partitions)
 
 
 def check(names: Sequence[str], counts: Mapping[str, int], noted_lanes: Lanes, partitions: int) -> int:

@@ -144,6 +144,7 @@ async def test_beside_workers_compared_and_switched_to(
     with worker(tmp_path) as running:
         await send(fresh, events[:half])
         processed()
+        assert "there is no schema orders_rebuild" in refused("rebuild", "switch")
         first = report_of("rebuild", "start")
         assert first["records"] >= half
         # Beside it the pipeline goes on; nothing live is touched.

@@ -169,6 +169,8 @@ async def test_the_history_goes_on_in_more_lanes(
         busy = orders("partitions", "--to", str(new))
         assert (busy.returncode, busy.stdout) == (2, "")
         assert "has members; stop all workers" in busy.stderr
+        impossible = orders("partitions", "--to", str(new + 1))
+        assert "multiple" in impossible.stderr, "that is said first"
         assert first.terminate() == 0
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
     await wait_in_old_lanes(fresh, history[third : 2 * third], old, new)
