@@ -349,7 +349,10 @@ class Judge:
         for record_id, value, headers, item in decisions:
             decision = parse_decision(value, headers)
             if isinstance(decision, Refusal):
-                if decision.code != "type_unknown":
+                # What has a dead letter is somebody else's: no lane took it for a decision.
+                refused = bool(self._index.letters_of([record_id]))
+                self._counts["refused"] += refused
+                if decision.code != "type_unknown" and not refused:
                     self._findings.broken(
                         "refunds",
                         order_id,
@@ -357,7 +360,6 @@ class Judge:
                         "refund.decided",
                         f"{decision.code} {decision.detail}",
                     )
-                self._index.letters_of([record_id])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
                 actual = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"

@@ -922,6 +922,10 @@ async def fill(world: World) -> None:
     # late and of one that waited.
     poison = await world.put("order.paid", 0, b"\xff\xfe", b"{not json", event("order.paid"))
     await world.letter(poison, "not_json", b"\xff\xfe", b"{not json", event("order.paid"))
+    # And what a stranger wrote to the decisions about an order.
+    foreign, of_order = (b"{}", event("refund.decided")), uid("second")
+    strange = await world.put(DECISIONS, world.lane(of_order), of_order.encode(), *foreign)
+    await world.letter(strange, "field_missing", of_order.encode(), *foreign)
     conflict = await world.send("order.paid", paid("third", "39.00"), 7)
     await world.letter(
         conflict,
@@ -995,7 +999,8 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
         6,
         6,
     )
-    assert dict(report.dead_letters) == {"not_json": 1, "key_conflict": 1, "order_currency": 2}
+    refused = {"not_json": 1, "field_missing": 1, "key_conflict": 1, "order_currency": 2}
+    assert dict(report.dead_letters) == refused
     assert dict(report.anomalies) == {"captured_above_total": 1}
     assert {table: report.checked[table] for table in TABLES} == {
         "orders_order": 5,
