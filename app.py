@@ -6,7 +6,8 @@
                    └─ one order's facts: domain/
 
 An order's events share a key, so they share a partition number, and one lane per partition number reads all
-input topics: no order is ever folded by two lanes at once. What a lane does with a batch:
+input topics: in one worker no order is folded by two lanes at once. A worker that has lost its partitions
+unawares may still fold, but not write (docs/delivery.md, "The stale worker"). What a lane does with a batch:
 streams/pipeline.py. What happens when something dies: docs/delivery.md.
 """
 

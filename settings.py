@@ -421,7 +421,7 @@ class Settings(BaseSettings):
         3600.0,
         ge=0,
         description=(
-            "Seconds from order.created until its total must be captured. After that its stock is released."
+            "Seconds from order.created until its total must be captured. After that its stock is asked back."
             " 0: no deadline."
         ),
     )
@@ -552,7 +552,10 @@ class Settings(BaseSettings):
         ),
     )
     cache_ttl_moving: int = Field(
-        600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit."
+        600,
+        ge=600,
+        le=1800,
+        description="Seconds that an order stays in Redis while something is still expected of it.",
     )
     cache_ttl_settled: int = Field(
         1800,

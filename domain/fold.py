@@ -1,4 +1,5 @@
-"""fold: one event taken into one order. The only place that adds facts and makes effects.
+"""fold: one event taken into one order. The only place that adds facts to an order. Two other records are
+made in streams/folder.py: order.created of a checkout, and deadline.passed.
 
     fold(order, event, record) -> Folded(changed, refused, effects)
 
@@ -65,7 +66,9 @@ _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts
 _OF_THE_EARLIEST: Final = ("time", "reason")
 """Fields in which repetitions of a fact may differ: those of the earliest one stay."""
 _NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended", "checkout_id")
-"""Fields that are no content (docs/rules.md, Repetitions and conflicts): these, and what is noted here."""
+"""Fields that don't count when two contents are compared (docs/rules.md, Repetitions and conflicts): those
+above, and what the pipeline itself has added.
+"""
 
 
 def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTotals | None = None) -> Folded:
@@ -121,8 +124,8 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
 
 
 def _note_arrival(fact: SimpleFact, appended: int) -> None:
-    """Keep the broker's time of what something is waited for from then on."""
-    # By type(): isinstance() costs a call for each class of msgspec's that it isn't.
+    """Note when the broker took a fact that starts a deadline."""
+    # type() is compared, because isinstance() is slow on msgspec's classes.
     if type(fact) is Cancellation or type(fact) is Deadline or type(fact) is Lapse:
         fact.appended = appended
     elif type(fact) is RefundReply:
@@ -308,7 +311,8 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
 
 def _commands_for_waiting(order: Order, created: Created, now: OrderView, writer: Writer) -> None:
     """The commands that the facts ask for which have waited for their order."""
-    # Of a parcel that history moved its first move is history's, wherever that scan stands.
+    # If history has a scan of this parcel in transit, that was its first move, even if a live scan stands
+    # before it in the list.
     moved = {
         scan.shipment_id
         for scan in order.scans
@@ -387,7 +391,7 @@ def _answer_deadline(
 ) -> None:
     """Ask again, under the same id, for what was waited for in vain; at the final deadline, give it up."""
     subject = deadline.subject
-    # What we never asked for isn't asked for again, whoever's record says that it was waited for.
+    # The other system asked for it, not we: don't ask again, even if a deadline.passed says that it was due.
     theirs = is_history(created, created)
     if deadline.what is DeadlineKind.PAYMENT:
         _release_units(created, now, writer, None)
@@ -435,8 +439,8 @@ def _answer_lapse(order: Order, created: Created, now: OrderView, writer: Writer
 def _release_again(
     order: Order, created: Created, now: OrderView, writer: Writer, seller_id: bytes | None
 ) -> None:
-    """Nobody answered for units that were asked back: all of the seller's, or those that it ships too late
-    alone.
+    """Ask again for units that nobody has given back: all of the seller's, or only its late ones if lateness
+    was the only reason.
     """
     if (
         not any(lapse.what is DeadlineKind.UNSHIPPED and lapse.subject == seller_id for lapse in order.lapses)
@@ -523,9 +527,11 @@ def _publish_changes(
 
 
 def _labels_are_ours(created: Created, now: OrderView, event: Event, totals: RunningTotals) -> bool:
-    """Whether an order's labels are asked for with this event. None are with one of history (of order.created
-    they may be for what had waited for it). Of an order that another system took in, it has asked for them as
-    soon as its payments cover what is due; else live payments have to cover it first.
+    """Whether this event makes us ask for labels.
+
+    Not if the event is history, unless it is order.created and live facts had waited for it. If order.created
+    is history, the other system asked for labels once its own payments covered what is due; we ask only when
+    live payments are what covers it.
     """
     history = totals.history
     if history is None:
@@ -554,8 +560,8 @@ def _ask_labels(
 def _propose_refund(
     order: Order, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
 ) -> None:
-    """Write the next decision, unless one is on its way: a state that counts it in `proposed` was written
-    after the decision's record had been delivered.
+    """Write the next decision, unless one is on its way. `proposed` counts decisions whose records are in
+    Kafka.
     """
     if order.proposed > len(order.decisions):
         return

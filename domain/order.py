@@ -37,8 +37,8 @@ Moment = Annotated[int, Meta(ge=0)]
 Amount = Annotated[int, Meta(ge=0, le=1 << 62)]
 Units = Annotated[int, Meta(ge=1, le=100_000)]
 Attempt = Annotated[int, Meta(ge=1, le=100)]
-# What is outside of these bounds is no state of ours (tables.codec): they are checked where one
-# is read, and nowhere else.
+# States are read from a topic that anybody may write to: a value outside these bounds means that it isn't one
+# of ours (tables.codec). Bounds are checked on reading only.
 
 Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
@@ -427,8 +427,8 @@ class Order(Stored):
     appended: Moment = 0
     """The broker's time of order.created's record, ms; 0: not known, so nothing is waited for."""
     labelled_at: Moment = 0
-    """The same of the event that had labels asked for; until then, of that with which the order was first
-    confirmed or further though another system saw to its labels.
+    """When the broker took the event that made us ask for labels. If another system asked for them: the event
+    with which the order was first confirmed or further.
     """
     due: Moment = 0
     """When the next deadline passes, by the broker's time, ms; 0: nothing is
@@ -446,7 +446,9 @@ class Order(Stored):
     attention: list[Attention] = []
     """What was told of it. What holds follows from the facts; what was cleared is what was seen."""
     attended: Annotated[int, Meta(ge=0)] = 0
-    """What the times of the facts added up to when the `since` of what holds was found; 0: nothing holds."""
+    """Sum of the times of all facts when the `since` of what holds was last computed: if it is still the
+    same, no `since` has to be computed again. 0: nothing holds.
+    """
 
 
 class Extended(Order, gc=True, dict=True):

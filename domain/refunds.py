@@ -49,7 +49,7 @@ def next_refund(
     if now.free <= 0:
         return None
     if now.live and not _may_owe(order):
-        return None  # as of most events: before anything is added up
+        return None  # the usual case, so it is tested before anything is added up
     if totals is None:
         totals = RunningTotals(order)
     refunded = paid_back(now, totals).refunded
@@ -100,8 +100,10 @@ def _of_owed(order: Order, now: OrderView, refund: Owed, time: int) -> RefundDec
 
 
 def _is_covered(refund: Owed, now: OrderView, refunded: RefundedUnits) -> bool:
-    """Whether captured money covers a refund whole; or, of units of an order that was paid, would but for
-    what was granted and what another system paid back. Then it is what is left, were that nothing.
+    """Whether free money covers a refund whole.
+
+    A refund of units of a fully paid order also counts as covered if goodwill or another system's refunds
+    alone are why it isn't; it is then cut to what is left, possibly 0.
     """
     if refund.amount <= now.free:
         return True
@@ -137,7 +139,8 @@ def _tax_of_closed(now: OrderView, amount: int, refunded: RefundedUnits) -> int:
             tax += line.postage_tax
     paid = refunded.closed + amount
     reached = tax if paid >= cost else tax * paid // cost
-    # Between two of this cause, while a unit was live after all, a refund may have named what the first told.
+    # A unit may have been live between two of these refunds, and another refund may then have told part of
+    # the tax already.
     return max(0, reached - refunded.closed_tax)
 
 

@@ -66,7 +66,7 @@ class Line:
         self.brought_back = 0
         """Units that parcels brought back."""
         self.moving = 0
-        """The same, as far as there are any."""
+        """`claimed`, but at most the line's quantity."""
         self.in_transit = self.delivered = self.returned = 0
         """Units at this rank or above, processed returns included."""
         self.live = quantity

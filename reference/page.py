@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from contracts import outgoing, topics
 from contracts.errors import REASONS
+from contracts.incoming import INPUT
 from contracts.strict_json import DEEPEST
 from domain import limits
 from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF
@@ -297,12 +298,16 @@ def _reasons() -> Iterator[str]:
     yield from _prose("Reason codes are stable ([dlq.md](dlq.md) says what to do about each):")
     yield from _table(("dlq_reason", "why"), ((f"`{code}`", why) for code, why in REASONS.items()))
     yield ""
-    most, scans = min(limits.TYPE_BYTES.values()) >> 20, limits.TYPE_BYTES["shipment.updated"] >> 20
+    bytes_of = {spec.type: limits.TYPE_BYTES[spec.type] for spec in INPUT if spec.type in limits.TYPE_BYTES}
+    usual = max(bytes_of.values(), key=list(bytes_of.values()).count)
+    others = ", ".join(
+        f"{size >> 10:,} KiB of `{type_}`" for type_, size in bytes_of.items() if size != usual
+    )
     texts = ", ".join(f"`{name}`" for name in limits.TEXTS)
     yield from _prose(
         f"""
-        One order takes in at most {most} MiB of facts of each type, {scans} MiB of `shipment.updated` (more
-        than 10,000 scans of the usual size). A fact counts {limits.FACT_BYTES} bytes, its texts ({texts}) in
+        One order takes in at most {usual >> 10:,} KiB of facts of each type, but {others}. 2 MiB are more
+        than 10,000 scans of the usual size. A fact counts {limits.FACT_BYTES} bytes, its texts ({texts}) in
         UTF-8, and {limits.ITEM_BYTES} bytes for each entry of its `items`. What goes beyond is refused with
         `order_too_large`, in the order of that type's log, and keeps no natural key.
         """

@@ -57,7 +57,7 @@ Timed = Callable[[str, float], object]
 
 HELD_BYTES: Final = 16 << 20
 """Of states as they are stored, and of effects, each, that a batch holds before it is shortened.
-Objects take some times as much.
+As Python objects they take several times as much memory.
 """
 SLICE_RECORDS: Final = 128
 """Records that are folded in one go: some milliseconds."""
@@ -267,7 +267,7 @@ class BatchFolder:
         full: frozenset[bytes],
     ) -> int:
         """Fold records, given with their topics, into `work`; return how many of them.
-        `full`: orders that take in nothing of it.
+        `full`: orders whose state would exceed the limit; their events are refused.
         """
         part = BatchOutput()
         started = perf_counter()
@@ -344,8 +344,9 @@ class BatchFolder:
         records: Sequence[tuple[str, Record]],
         decoded: Sequence[Event | Refused],
     ) -> dict[bytes, OrderInBatch]:
-        """The orders of a slice's first events, as far as all the states of the batch are no more than
-        HELD_BYTES; of the batch's first event at least."""
+        """Load the orders that this slice's records name, until the batch's states exceed HELD_BYTES. The
+        first order of a batch is always loaded.
+        """
         first: dict[bytes, Record] = {}
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
         for (_, record), event in zip(records, decoded, strict=True):
@@ -479,9 +480,7 @@ class BatchFolder:
             if raw is not None and len(raw) > self._limits.state:
                 work.moved.append(Moved(order_id, at, 0))  # it can't be written
                 continue
-            if (
-                order is None or order.due != at
-            ):  # never of what is written here, but an index may be older than its state
+            if order is None or order.due != at:  # after a crash the index can be older than the state
                 work.moved.append(Moved(order_id, at, 0))
                 continue
             waits = pending(order, order_id, self._deadline_policy)

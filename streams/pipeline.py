@@ -1,6 +1,6 @@
 """The seven steps of a batch, in their order: effects before state, state before offset.
 
-    1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 (returning) ack
+    1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 ack (handle returns)
 
 After a crash anywhere the batch is replayed from the older state, and the same effects leave under the same
 ids. A temporary failure makes the lane call `handle` again with the same batch (streams.transport.delivery):
@@ -41,7 +41,7 @@ class _Progress:
     def __init__(self, work: BatchOutput, retracted: Sequence[bytes]) -> None:
         self.work = work
         self.retracted = retracted
-        """Orders of which a killed run's notices are compared with what is so, once the batch is done."""
+        """Orders about which a killed worker published notices. They are checked once the batch is done."""
         self.done = 0
 
 
@@ -63,8 +63,9 @@ class Pipeline:
         """Is told how many records of each input topic were refused."""
         self._at_once = settings.batch_records
         self._folding = asyncio.Lock()
-        """Held by the one lane that folds: two that took turns would both be done late, and then wait for the
-        servers together."""
+        """One lane folds at a time. Two that took turns would both finish late, and then wait for the
+        servers at the same time.
+        """
         self._steps: tuple[tuple[str, Step], ...] = (
             ("publish", self._publish),
             ("postgres", self._write_rows),
@@ -74,7 +75,7 @@ class Pipeline:
 
     async def opened(self, lane: OpenLane) -> None:
         """What runs beside a lane's batches: start it before the first one."""
-        if not self._transactions:  # nobody sees what a killed run's transaction held
+        if not self._transactions:  # with transactions no reader saw what a killed worker wrote
             self._retractions.opened(lane)
         await self.cache.opened(lane)
 
@@ -107,7 +108,7 @@ class Pipeline:
     async def _fold(self, batch: LaneBatch) -> BatchOutput:
         """Steps 1 and 2. Writes nothing. Blocks on the local disk, for a slice of the batch at a time. Raises
         Stale."""
-        if batch.moment is not None:
+        if batch.moment is not None:  # no records: only time has passed
             return self.folder.pass_deadlines(
                 batch.due_states(self._table, batch.moment, self._at_once), batch.moment
             )

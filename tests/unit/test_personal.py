@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final, get_args, get_type_hints
+from typing import Annotated, Final, get_args, get_origin, get_type_hints
 
 from contracts import incoming
 from contracts import topics as names
-from contracts.incoming import INPUT, Text
+from contracts.incoming import INPUT
 from settings import Settings
 from streams import topics
 from tests.stackfixture import ROOT
@@ -15,10 +15,23 @@ from tests.stackfixture import ROOT
 PAGE: Final = (ROOT / "docs" / "explanation" / "personal-data.md").read_text()
 
 
+_OF_A_FORM = (incoming.Money, incoming.Time, incoming.Day, incoming.Currency, incoming.TaxCode)
+
+
+def most_characters(model: type) -> dict[str, int]:
+    """Of each field of an event that is free text, how long it may be."""
+    hints = get_type_hints(model, vars(incoming), include_extras=True)
+    return {
+        name: part.__metadata__[0].max_length
+        for name, hint in hints.items()
+        for part in ([hint] if get_origin(hint) is Annotated else get_args(hint))
+        if get_origin(part) is Annotated and part.__origin__ is str and part not in _OF_A_FORM
+    }
+
+
 def personal(model: type) -> set[str]:
     """The user, and fields of free text."""
-    hints = get_type_hints(model, vars(incoming), include_extras=True)
-    return {name for name, hint in hints.items() if name == "user_id" or Text in (hint, *get_args(hint))}
+    return {"user_id"} & set(get_type_hints(model)) | set(most_characters(model))
 
 
 def test_every_field_of_every_event() -> None:
