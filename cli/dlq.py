@@ -336,6 +336,12 @@ def redrive_command(
     ids: Annotated[
         str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    source: Source = None,
+    seller: Seller = None,
+    order: Order = None,
+    text: Holding = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")
@@ -355,23 +361,22 @@ def redrive_command(
     """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
     upstream.
 
-    Choose the letters with --reason, --topic, --ids or --max; --all sends every one. Without a choice it asks
-    at a terminal, and exits 2 elsewhere. It may be run again at any time, also after a kill -9: what went
+    Choose the letters with --reason, --topic, --ids, --max, or by what orders dlq list takes (--since,
+    --source, --seller ...); --all sends every one. Without a choice it asks at a terminal, and exits 2
+    elsewhere. It may be run again at any time, also after a kill -9: what went
     back isn't sent again. A letter that was redriven ORDERS_REDRIVE_LIMIT times and refused each time is
     parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 if a letter named by --ids stays,
     or one is too large for its topic.
 
     Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]
     """
-    _check_reasons(reason or [])
-    _check_topics(topic or [])
-    selection = Selection(
-        frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most
-    )
-    if everything and (reason or topic or ids):
-        raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
+    wanted = _filter(None, None, since, until, source, seller, order, text)
+    selection = _selection(reason or [], topic or [], ids, most, wanted)
+    chosen = selection != Selection(most=most)
+    if everything and chosen:
+        raise OrdersError("--all contradicts what else chooses among them", "leave one away")
     edited = None if edit is None else _edited(edit, selection)
-    if not (everything or reason or topic or ids or most or dry_run):
+    if not (everything or chosen or most or dry_run):
         _ask(selection, may_ask=not as_json)
     settings = get_settings()
     with noted(settings, "dlq redrive", why, unless=dry_run):
@@ -382,6 +387,15 @@ def redrive_command(
             _print_redrive(outcome, dry_run)
         if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
             raise typer.Exit(1)
+
+
+def _selection(
+    reasons: list[str], topics: list[str], ids: str | None, most: int | None, wanted: Filter
+) -> Selection:
+    """Raises OrdersError for what there is not."""
+    _check_reasons(reasons)
+    _check_topics(topics)
+    return Selection(frozenset(reasons) or None, frozenset(topics) or None, _ids(ids), most, filter=wanted)
 
 
 def _redrive_document(outcome: RedriveResult, dry_run: bool) -> dict[str, Any]:
@@ -427,7 +441,7 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     if not (may_ask and interactive()):
         raise OrdersError(
             "nothing says which dead letters",
-            "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go",
+            "--all for every one, or --reason, --topic, --seller, ...; --dry-run tells how many would go",
         )
     would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
     if not would.sent:

@@ -33,7 +33,16 @@ from contracts.record_id import RecordId
 from contracts.topics import LANE, REDRIVEN
 from domain.limits import record_size
 from errors import OrdersError
-from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
+from operations.dead_letters import (
+    REDRIVE_COUNT,
+    REDRIVE_OF,
+    DeadLetter,
+    Filter,
+    Letters,
+    Redriven,
+    State,
+    state_of,
+)
 from settings import Settings
 from streams import topics
 from wire import clients
@@ -60,6 +69,7 @@ _ENDED: Final = (
 that is under way just then.
 """
 
+_WHICHEVER: Final = Filter()
 _REFUSED: Final = (TransactionalIdAuthorizationFailed, InvalidTransactionTimeout)
 
 
@@ -90,6 +100,8 @@ class Selection:
     since: str = ""
     until: str = ""
     """Refused at `since` or later and before `until`, RFC 3339 in UTC or its beginning; "": any time."""
+    filter: Filter = _WHICHEVER
+    """What else `orders dlq list` chooses by; of its state nothing is asked."""
 
     def takes(self, letter: DeadLetter) -> bool:
         """Tell whether a letter is selected, whatever became of it."""
@@ -98,6 +110,7 @@ class Selection:
             and (self.topics is None or letter.record.topic in self.topics)
             and self.since <= letter.time
             and (not self.until or letter.time < self.until)
+            and self.filter.takes(letter, "new")
         )
 
 

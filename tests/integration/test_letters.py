@@ -26,6 +26,11 @@ def listed(*arguments: str) -> dict[str, Any]:
     return document
 
 
+def would_go_back(*arguments: str) -> int:
+    document: dict[str, int] = json.loads(orders("dlq", "redrive", *arguments, "--dry-run", "--json").stdout)
+    return document["would_send"]
+
+
 def ids(*arguments: str) -> list[str]:
     return [f"{each['partition']}:{each['offset']}" for each in listed(*arguments)["dead_letters"]]
 
@@ -64,6 +69,11 @@ async def test_letters_are_found_resolved_and_sent_back_corrected(
             assert set(listed("--by", by)[f"by_{by}"]) == names
         [(hour, count)] = listed("--by", "hour")["by_hour"].items()
         assert (hour[13:], count) == (":00Z", 2)
+
+        assert would_go_back("--text", "MONETARY", "--since", "1h", "--order", ORDER) == 1
+        assert would_go_back("--source", source) == 2
+        assert would_go_back("--until", "1h") == would_go_back("--seller", ANNA) == 0
+        assert "--all contradicts" in run_command("dlq", "redrive", "--all", "--since", "1h")[1]
 
         assert run_command("dlq", "resolve", other, "--reason", "sent anew")[0] == 0
         assert ids("--state", "resolved") == [other]

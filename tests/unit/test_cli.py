@@ -91,13 +91,10 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
         (
             ("dlq", "redrive"),
-            "nothing says which dead letters; --all for every one, or --reason, --topic, --ids, --max",
+            "nothing says which dead letters; --all for every one, or --reason, --topic, --seller, ...",
         ),
         (("dlq", "redrive", "--json"), "nothing says which dead letters; --all"),
-        (
-            ("dlq", "redrive", "--all", "--topic", "order.paid"),
-            "--all and --reason, --topic or --ids contradict each other",
-        ),
+        (("dlq", "redrive", "--all", "--topic", "order.paid"), "--all contradicts what else chooses"),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (
             ("grants", "kafka", "--role", "nobody"),
