@@ -53,6 +53,18 @@ def test_links_lead_somewhere(name: str) -> None:
     assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
 
 
+def test_every_decision_is_listed_under_its_title() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(
+        r"^\| (\d+) \| \[(.*)\]\((.*)\) \|$", (folder / "README.md").read_text(), re.MULTILINE
+    )
+    pages = sorted(folder.glob("0*.md"))
+    assert [f"# {number}. {title}" for number, title, _ in listed] == [
+        page.read_text().splitlines()[0] for page in pages
+    ]
+    assert [name for *_, name in listed] == [page.name for page in pages]
+
+
 def test_no_link_is_ever_added() -> None:
     """.venv may be one to another folder's: whoever merged it would lose the .venv that is there."""
     assert ".venv" in (ROOT / ".gitignore").read_text().splitlines()
