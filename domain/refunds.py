@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from domain.allocations import allocate
 from domain.enums import RefundCause, ReturnStatus
-from domain.history import paid_back
 from domain.order import Order, RefundDecision
+from domain.paid_back import paid_back
 from domain.status import Line, OrderView, Suborder
 from domain.tax import is_taxed
 from domain.totals import RefundedUnits, RunningTotals

@@ -11,8 +11,8 @@ from typing import Final
 
 from contracts import money
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, StockAnswer, SuborderStatus
-from domain.history import paid_back
 from domain.order import Created, Order, PublishedSuborder
+from domain.paid_back import paid_back
 from domain.promises import OpenLine, Promises, has_promises
 from domain.tax import LineTax
 from domain.totals import RunningTotals

@@ -419,7 +419,7 @@ class BatchFolder:
                 continue
             order = each.order
             if each.changed:
-                self._await(work, raw_id, order, next_due(order, raw_id, self._deadline_policy))
+                self._set_due(work, raw_id, order, next_due(order, raw_id, self._deadline_policy))
                 work.states[raw_id] = codec.encode(order)
             if order.created is None:
                 continue
@@ -490,12 +490,12 @@ class BatchFolder:
                     value, headers = effects.deadline_passed(due, order_id)
                     work.publish(DECISIONS, OutRecord(key, value, headers))
                     work.deadlines[due.what.text] += 1
-            self._await(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
+            self._set_due(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
             work.states[order_id] = codec.encode(order)
         return work
 
     @staticmethod
-    def _await(work: BatchOutput, order_id: bytes, order: Order, due: int) -> None:
+    def _set_due(work: BatchOutput, order_id: bytes, order: Order, due: int) -> None:
         if due != order.due:
             work.moved.append(Moved(order_id, order.due, due))
             order.due = due

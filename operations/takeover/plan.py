@@ -22,8 +22,8 @@ from contracts.topics import DLQ
 from domain.anomalies import found
 from domain.deadlines import pending
 from domain.enums import OrderStatus, ReturnStatus
-from domain.history import paid_back
 from domain.order import Order
+from domain.paid_back import paid_back
 from domain.status import OrderView, view_of
 from domain.taken_over import is_history
 from domain.totals import RunningTotals, winning_stages

@@ -14,8 +14,8 @@ from msgspec import structs
 from contracts import ids, outgoing
 from domain.anomalies import anomalies
 from domain.enums import DeadlineKind, RefundCause, ReturnStatus, StockAnswer
-from domain.history import paid_back
 from domain.order import Created, Deadline, Grant, Lapse, Order, Payment, ReturnStage, StockReply
+from domain.paid_back import paid_back
 from domain.shapes import Event
 from domain.status import view_of
 from domain.taken_over import is_history

@@ -142,7 +142,7 @@ def test_without_uv_pip_fetches_it_and_does_the_rest_where_it_fails(
     uv = place / "uv"
     uv.write_text(UV)
     uv.chmod(0o755)
-    done = clone.install(**{"CACHE": str(place / "cache"), "A_UV": str(uv), **env})
+    done = clone.make("install", None, **{"CACHE": str(place / "cache"), "A_UV": str(uv), **env})
     assert (done.returncode, done.stderr) == (0, "")
     notes = clone.notes.read_text()
     assert ("--no-deps -r requirements.txt" in notes) is by_pip
