@@ -61,7 +61,15 @@ def _running(folder: Path) -> Stack | None:
         return None
     try:
         stack = Stack.open(folder)
-        return stack if stack.running else None
+        if stack.running:
+            return stack
+        down = [each.name for each in stack.status if not each.running]
+        if len(down) < len(stack.status):
+            _say(
+                f"the stack in {folder} is not used, as {', '.join(down)} of it does not run: see orders"
+                " stack status; orders stack up starts what is down"
+            )
+        return None
     except StackError as error:
         _say(f"{error.message}; not used")
         return None

@@ -55,7 +55,8 @@ def pause_command(
         print(json.dumps(_document(result)))
     elif result.pause is not None:
         since = "" if result.changed else f" already, since {result.pause.since} by {result.pause.by}"
-        say(f"{result.pause} is paused{since}: {pause.holds(result.pause.kind, result.pause.name)}")
+        held = pause.holds(result.pause.kind, result.pause.name)
+        say(f"{result.pause} is paused{since}; held back: {held}")
         say(f"orders resume {result.pause} lets it go on")
 
 

@@ -39,7 +39,8 @@ def repair_command(
         bool,
         typer.Option(
             "--rows",
-            help="Only rows that are older than their states, or missing; beside running workers.",
+            help="Only rows that are older than their states, changed by hand or missing; beside running"
+            " workers.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -69,7 +70,8 @@ def repair_command(
     It doesn't write derived events, decisions or dead letters; it names those that are broken.
 
     With --rows it audits nothing and folds nothing: it writes the rows of the changelog's states where
-    Postgres has older ones or none, as after a restore. Workers may run.
+    Postgres has older ones, others of the same version, or none: as after a restore, or when somebody
+    changed or deleted rows. Workers may run.
 
     Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be
     repaired), 2 when it couldn't run.
@@ -107,7 +109,7 @@ def _repair_rows(ids: frozenset[str] | None, why: str | None, *, dry_run: bool, 
         print(jsonlib.dumps(asdict(result), indent=2, sort_keys=True))
     else:
         verb = "would be written" if dry_run else "written"
-        print(f"{result.compared:,} orders compared, {result.orders:,} had older rows or none")
+        print(f"{result.compared:,} orders compared, {result.orders:,} had older or changed rows, or none")
         say(f"{result.rows:,} rows {verb}")
         if result.remaining:
             print(f"{result.remaining:,} orders' rows differ otherwise: orders repair mends them")

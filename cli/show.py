@@ -112,7 +112,9 @@ def _uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise OrdersError(
-            f"{text!r} is not a UUID", "give an id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6"
+            f"{text!r} is not a UUID",
+            "give a whole id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6; of an order's id the find box of"
+            " orders console takes the first 8 characters",
         ) from None
 
 

@@ -76,9 +76,8 @@ def test_when_it_is_used(
     (tmp_path / ".stack").mkdir()
     (tmp_path / ".stack" / "stack.json").write_text("{}")
     monkeypatch.setattr("settings.__file__", str(tmp_path / "settings.py"))
-    monkeypatch.setattr(
-        "stack.Stack.open", lambda folder: SimpleNamespace(folder=folder, running=running, env=FOUND)
-    )
+    half = SimpleNamespace(folder=tmp_path / ".stack", running=running, env=FOUND, status=[])
+    monkeypatch.setattr("stack.Stack.open", lambda folder: half)
     assert local.servers() == {name: FOUND[f"ORDERS_{name.upper()}"] for name in used}
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1 if said else 0)
@@ -86,3 +85,22 @@ def test_when_it_is_used(
     # Somebody else's folder leads nowhere.
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert local.servers() == NONE
+
+
+def test_it_says_which_server_of_a_stack_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("ORDERS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".stack").mkdir()
+    (tmp_path / ".stack" / "stack.json").write_text("{}")
+    monkeypatch.setattr("settings.__file__", str(tmp_path / "settings.py"))
+    status = [SimpleNamespace(name="kafka-1", running=True), SimpleNamespace(name="postgres", running=False)]
+    half = SimpleNamespace(folder=tmp_path / ".stack", running=False, env=FOUND, status=status)
+    monkeypatch.setattr("stack.Stack.open", lambda folder: half)
+    assert local.servers() == NONE
+    assert "is not used, as postgres of it does not run" in capsys.readouterr().err
+    # One that is stopped as a whole is no mistake.
+    status.pop(0)
+    assert (local.servers(), capsys.readouterr().err) == (NONE, "")
