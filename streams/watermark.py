@@ -155,7 +155,7 @@ class Watermark:
         elif search.behind and now >= search.looked_at + AGAIN:
             search.behind = await self._compare(search.behind)
             search.looked_at = now
-        elif search.after is None and now >= search.round_at + ROUND * self._lanes:
+        elif not search.found and search.after is None and now >= search.round_at + ROUND * self._lanes:
             await self._go_round(search)
             search.round_at = now
         search.latest = latest_keys

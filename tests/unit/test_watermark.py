@@ -230,6 +230,23 @@ async def test_rows_that_are_deleted_are_found_in_turn(
     end(task)
 
 
+async def test_what_is_behind_stays_told_between_two_looks_at_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pages in turn, in which nothing is behind, say nothing of it."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(watermark, "ROUND", 0.0)
+    monkeypatch.setattr(watermark, "AGAIN", 3600.0)
+    rows, lane = Rows(B, *OTHERS), Lane(56)
+    (task,) = watched(rows, lane)
+    await settled(lambda: set(map(ids.text, OTHERS)) <= set().union(*rows.asked) and caplog.records)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (gauge(56), lane.notes) == (1, ["behind"])
+    assert [each.levelname for each in caplog.records] == ["ERROR"]
+    end(task)
+
+
 async def test_a_worker_of_many_lanes_looks_at_no_more_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watermark, "ROUND", 1.0)
     rows, lanes = Rows(A, B, *OTHERS), [Lane(52 + n) for n in range(3)]
