@@ -98,6 +98,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
     pipeline.flood = Flood(settings.dead_letter_hold, app.flooded)
     watermark = Watermark(state, app.rows_sink)
+    app.health.rows_behind = watermark.behind
     links = max(128, settings.batch_records)
     spans = tracer("orders-worker", os.environ, instance=name_of(settings), links=links)
     if bulk:

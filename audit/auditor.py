@@ -313,6 +313,7 @@ class Auditor:
                 checkouts=checkouts,
                 letters=letters,
                 lasting=lasting,
+                broken=report.broken.total(),
             )
         except (OSError, sqlite3.Error) as error:
             report.notices.append(f"no checkpoint for the next audit: {error}")

@@ -86,6 +86,8 @@ class Manifest:
     checkouts: Sequence[tuple[str, str, int, int]] = ()
     letters: Sequence[tuple[int, int]] = ()
     lasting: Sequence[Finding] = ()
+    broken: int | None = None
+    """How many differences the audit found."""
 
 
 _decode_manifest: Final = msgspec.json.Decoder(Manifest).decode
@@ -186,12 +188,19 @@ class Checkpoint:
             return opened.placed(order_id.encode())
 
     def leave(
-        self, lanes: int, positions: Mapping[str, int], complete: Iterable[str], **more: Sequence[Any]
+        self,
+        lanes: int,
+        positions: Mapping[str, int],
+        complete: Iterable[str],
+        broken: int = 0,
+        **more: Sequence[Any],
     ) -> None:
         """Put what was found out in the place of the checkpoint of before, and rely on that from now on.
         `more`: checkouts, letters and lasting of Manifest.
         """
-        manifest = Manifest(self.number, self.at, self._scope, positions, sorted(complete), **more)
+        manifest = Manifest(
+            self.number, self.at, self._scope, positions, sorted(complete), broken=broken, **more
+        )
         written = self._folder / "new-manifest"
         with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -477,12 +486,14 @@ def digests_of_cache(items: Iterable[Item]) -> bytes:
     )
 
 
-def last_audit(folder: Path) -> str | None:
+def last_audit(folder: Path) -> tuple[str | None, int]:
     """When the latest of the audits was that left their checkpoints in `folder`, a folder for each cluster
-    (RFC 3339); None where there is none that can be read. Reads the local disk.
+    (RFC 3339), and how many differences it found; (None, 0) where there is none that can be read. Reads the
+    local disk.
     """
-    times = []
-    for manifest in folder.glob(f"*/{_MANIFEST}"):
+    audits: list[tuple[str, int]] = []
+    for path in folder.glob(f"*/{_MANIFEST}"):
         with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            times.append(_decode_manifest(manifest.read_bytes()).at)
-    return max(times, default=None)
+            manifest = _decode_manifest(path.read_bytes())
+            audits.append((manifest.at, manifest.broken or 0))
+    return max(audits, default=(None, 0))

@@ -118,6 +118,7 @@ def document(status: Status) -> dict[str, Any]:
         "attention": status.attention,
         "log_levels": [each._asdict() for each in status.log_levels],
         "last_audit": status.audit,
+        "last_audit_broken": status.audit_broken,
     }
 
 
@@ -162,7 +163,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
     if status.attention is not None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in status.attention.items())
         yield "attention", (kinds or "nothing to look at", "")
-    yield "last audit", (status.audit or "none on this machine", "")
+    found = f", {status.audit_broken:,} differences" if status.audit_broken else ""
+    yield "last audit", ((status.audit or "none on this machine") + found, "")
 
 
 def _lanes(lanes: list[LaneStatus]) -> Iterator[list[Cell]]:

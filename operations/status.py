@@ -7,9 +7,10 @@ tells what can be told while no worker lives.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -31,7 +32,7 @@ from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
 from streams.control import ControlReader, Pause, held_by, span
-from streams.lag import LagReader
+from streams.lag import Lag, LagReader
 from streams.levels import Level
 from streams.reports import SECONDS_GOOD, LaneReport, WorkerReport, decode
 from wire.log import LogReader
@@ -59,7 +60,9 @@ class LaneStatus(NamedTuple):
     lag: int
     """Records that aren't committed, by the brokers."""
     oldest: float | None
-    """Seconds since the brokers took the oldest unfinished record that its worker has."""
+    """Seconds since the brokers took the oldest unfinished record that its worker has; of a lane that nobody
+    reads, or that is paused, the oldest one that isn't committed.
+    """
     waiting: float | None
     """Seconds for which it has waited for a server."""
     still: float | None
@@ -70,12 +73,21 @@ class LaneStatus(NamedTuple):
     """Those of its records that lie in topics that are paused."""
     paused: str | None = None
     """For how long it has been paused, by whom and why; None: it isn't."""
+    rows_behind: int = 0
+    """Its orders of which the rows in Postgres are older than they should be, or gone."""
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it, for a person; None: nothing."""
+        if self.rows_behind:
+            return f"has {self.rows_behind:,} orders with old rows in Postgres, or none: orders repair --rows"
         if self.paused is not None:
-            return f"is {self.paused}"
+            late = (
+                ""
+                if self.oldest is None
+                else f"; {self.lag:,} records wait, the oldest for {self.oldest:.0f} s"
+            )
+            return f"is {self.paused}{late}"
         if self.waiting is not None:
             return f"waits for {self.waiting:.0f} s: {self.why}"
         if self.still is not None and self.still > STILL_SECONDS:
@@ -112,13 +124,15 @@ class Status(NamedTuple):
     jobs: list[dict[str, Any]] | None
     """Bulk jobs that aren't done, the newest first; None: Postgres didn't tell."""
     audit: str | None
-    """When the last audit on this machine left its checkpoint, RFC 3339."""
+    """When the last audit on this machine that left a checkpoint began, RFC 3339."""
     paused: tuple[Pause, ...] = ()
     """The oldest first."""
     attention: dict[str, int] | None = None
     """Kind of what a person should look at -> how many orders it holds of; None: Postgres didn't tell."""
     log_levels: tuple[Level, ...] = ()
     """What orders log-level has set, the oldest first."""
+    audit_broken: int = 0
+    """Differences that this audit found."""
 
     @property
     def problems(self) -> list[str]:
@@ -135,6 +149,8 @@ class Status(NamedTuple):
             f" orders dlq list --reason {reason} --since 1h --by source says whose"
             for reason, count in self.dead_letters.flood.items()
         ]
+        if self.audit_broken:
+            said.append(f"the last audit found {self.audit_broken:,} differences: orders audit tells which")
         return said + [f"lane {lane.lane} {lane.problem}" for lane in self.lanes if lane.problem]
 
 
@@ -177,29 +193,54 @@ class StatusReader:
         held: Counter[int] = Counter()
         pauses = await self._control.paused()
         topics = held_by(pauses)[1]
-        for (topic, partition), position in (await self._lag.lag()).items():
+        positions = await self._lag.lag()
+        for (topic, partition), position in positions.items():
             lag[partition] += position.lag
             held[partition] += position.lag if topic in topics else 0
         lanes = {each.name: _lasting(each, now) for each in pauses if each.kind == "lane"}
         workers = latest([report async for report in self._reports(now)], now)
         jobs, postgres = await self._bulk_jobs()
         redis = await self._redis_answers()
+        of_lanes = [
+            lane_status(lane, count, workers, now)._replace(held=held[lane], paused=lanes.get(str(lane)))
+            for lane, count in sorted(lag.items())
+        ]
+        unread = {each.lane for each in of_lanes if each.lag and (each.paused or each.worker is None)}
+        oldest = await self._oldest_of(unread, positions, now)
+        audited, broken = last_audit(self._settings.data / CHECKPOINTS / self._settings.group)
         return Status(
             now,
             await self._lag.members(),
             workers,
-            [
-                lane_status(lane, count, workers, now)._replace(held=held[lane], paused=lanes.get(str(lane)))
-                for lane, count in sorted(lag.items())
-            ],
+            [each._replace(oldest=oldest.get(each.lane, each.oldest)) for each in of_lanes],
             {"kafka": None, "postgres": postgres, "redis": redis},
             await self._dead_letters(now),
             jobs,
-            last_audit(self._settings.data / CHECKPOINTS / self._settings.group),
+            audited,
             pauses,
             await self._attention(),
             self._control.levels,
+            broken,
         )
+
+    async def _oldest_of(self, lanes: Collection[int], positions: Lag, now: float) -> dict[int, float]:
+        """Of lanes that no worker reads: for how many seconds the brokers have the oldest record that isn't
+        committed. Those that SERVER_SECONDS don't suffice for are left out.
+        """
+        oldest: dict[int, float] = {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SERVER_SECONDS):
+                for (topic, lane), position in positions.items():
+                    if lane not in lanes or not position.lag:
+                        continue
+                    place = TopicPartition(topic, lane)
+                    async with aclosing(self._log.read(place, position.committed, position.end)) as stretches:
+                        async for records, _ in stretches:
+                            if records:
+                                age = max(0.0, now - records[0].timestamp / 1000)
+                                oldest[lane] = max(age, oldest.get(lane, 0.0))
+                                break
+        return oldest
 
     async def _since(self, topic: str, seconds: float, now: float) -> dict[TopicPartition, tuple[int, int]]:
         """Of each partition the offset of the first record of the last `seconds`, and its end."""
@@ -293,4 +334,13 @@ def lane_status(lane: int, lag: int, workers: Sequence[WorkerReport], now: float
         return LaneStatus(lane, None, lag, None, None, None, None)
     _, name, report = held
     oldest = None if report.oldest is None else max(0.0, now - report.oldest / 1000)
-    return LaneStatus(lane, name, lag, oldest, report.waiting, report.still, report.why)
+    return LaneStatus(
+        lane,
+        name,
+        lag,
+        oldest,
+        report.waiting,
+        report.still,
+        report.why,
+        rows_behind=report.rows_behind,
+    )

@@ -35,6 +35,8 @@ class HealthWatch:
         self._lanes: set[str] = set()
         self._paused: set[tuple[str, str]] = set()
         self._counted = {"retries": 0, "rewinds": 0}
+        self.rows_behind: Mapping[int, int] = {}
+        """Lane -> how many of its orders have older rows in Postgres than they should, or none."""
 
     def away(self) -> dict[str, float]:
         """Servers that don't answer, and for how many seconds each hasn't. Never blocks."""
@@ -70,7 +72,10 @@ class HealthWatch:
         for look in self._app.look():
             outage = outages.get(look.name)
             waiting, why = (None, None) if outage is None else (now - outage.since, outage.why)
-            report.lanes.append(LaneReport(look.name, look.lag, look.oldest, look.still, waiting, why))
+            behind = self.rows_behind.get(int(look.name), 0)
+            report.lanes.append(
+                LaneReport(look.name, look.lag, look.oldest, look.still, waiting, why, behind)
+            )
         report.away = self.away()
         report.stuck = self._stuck(report.away)
         report.waits = None if self._app.ready else _NOT_OPEN

@@ -42,6 +42,8 @@ class LaneReport(Struct, omit_defaults=True):
     """Seconds for which it has waited for a server; None: it doesn't."""
     why: str | None = None
     """What it waits for."""
+    rows_behind: int = 0
+    """Orders of which the rows in Postgres are older than they should be, or gone."""
 
 
 class WorkerReport(Struct, omit_defaults=True):

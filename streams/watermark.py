@@ -100,8 +100,8 @@ class Watermark:
         self._paging = asyncio.Lock()
         self._lanes = 0
         """How many are watched."""
-        self._behind: set[int] = set()
-        """Lanes of which orders are behind, or may be still."""
+        self.behind: dict[int, int] = {}
+        """Lanes of which orders are behind, or may be still, with how many are known."""
         self._untold: dict[int, float] = {}
         """Those of them that the log hasn't named, and since when."""
 
@@ -186,13 +186,13 @@ class Watermark:
     def _tell(self, search: _Search) -> None:
         lane = search.lane.partition
         if search.found:
-            metrics.ROWS_BEHIND.labels(lane).set(max(1, len(search.behind)))
-            if lane not in self._behind:
-                self._behind.add(lane)
+            if lane not in self.behind:
                 self._untold[lane] = asyncio.get_running_loop().time()
-        elif lane in self._behind:
+            self.behind[lane] = max(1, len(search.behind))
+            metrics.ROWS_BEHIND.labels(lane).set(self.behind[lane])
+        elif lane in self.behind:
             self._forget(lane)
-            if not self._behind:
+            if not self.behind:
                 log.info("the rows in Postgres that were behind are back: all orders were looked at")
 
     def _log_lanes(self) -> None:
@@ -210,8 +210,7 @@ class Watermark:
 
     def _forget(self, lane: int) -> None:
         self._untold.pop(lane, None)
-        if lane in self._behind:
-            self._behind.remove(lane)
+        if self.behind.pop(lane, None) is not None:
             metrics.ROWS_BEHIND.remove(lane)
 
 

@@ -117,6 +117,7 @@ async def test_lanes_are_behind_until_their_rows_are_back_whoever_has_them(
     with another("other") as other:  # with nothing but what Kafka has
         until(lambda: "run orders repair --rows" in other.text(), "the next owner tells of it too")
         assert behind() > 0
+        until(lambda: "orders with old rows in Postgres" in orders("status").stdout, "status tells of it")
         done("repair", "--rows")
         until(lambda: "all orders were looked at" in other.text(), "the rows are back")
         assert behind() == 0

@@ -66,6 +66,7 @@ def test_what_is_no_report_is_passed_over(value: bytes | None) -> None:
             LaneReport("3", still=2.0, waiting=1.5, why="OSError"),
             LaneStatus(3, "w1@a", 7, None, 1.5, 2.0, "OSError"),
         ),
+        (LaneReport("3", rows_behind=2), LaneStatus(3, "w1@a", 7, None, None, None, None, rows_behind=2)),
         (LaneReport("13"), LaneStatus(3, None, 7, None, None, None, None)),
     ],
 )
@@ -88,11 +89,21 @@ def test_of_two_workers_that_say_they_have_a_lane_the_later_one_counts() -> None
         (LaneStatus(0, "w", 1, 40.0, 12.4, 12.4, "OSError: no route"), "waits for 12 s: OSError: no route"),
         (LaneStatus(0, "w", 1, 40.0, None, 21.0, None), "stands still for 21 s"),
         (LaneStatus(0, "w", 1, 40.0, None, 1.0, None), "is behind by 40 s"),
+        (
+            LaneStatus(0, "w", 0, None, None, None, None, rows_behind=320),
+            "has 320 orders with old rows in Postgres, or none: orders repair --rows",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_lane(lane: LaneStatus, problem: str | None) -> None:
     assert lane.problem == problem
     assert status(lane).problems == ([] if problem is None else [f"lane 0 {problem}"])
+
+
+def test_what_the_last_audit_found_is_wrong_too() -> None:
+    given = status(audit="2026-12-01T02:00:00+00:00", audit_broken=319)
+    assert given.problems == ["the last audit found 319 differences: orders audit tells which"]
+    assert "2026-12-01T02:00:00+00:00, 319 differences" in shown(given)
 
 
 def test_what_is_wrong_is_said_first() -> None:
