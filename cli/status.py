@@ -163,8 +163,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Cell]]:
     if status.attention is not None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in status.attention.items())
         yield "attention", (kinds or "nothing to look at", "")
-    found = f", {status.audit_broken:,} differences" if status.audit_broken else ""
-    yield "last audit", ((status.audit or "none on this machine") + found, "")
+    outcome = f", {status.audit_broken:,} differences" if status.audit_broken else ""
+    yield "last audit", ((status.audit or "none on this machine") + outcome, "")
 
 
 def _lanes(lanes: list[LaneStatus]) -> Iterator[list[Cell]]:
