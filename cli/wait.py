@@ -27,10 +27,11 @@ def wait_command(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Wait until everything that was sent is processed, and the cache shows it.
+    """Wait until everything that was sent before is processed, and the cache shows it.
 
-    That is: the lag is 0 on every topic that the workers read, internal ones too; readers of committed
-    records see what was written; and every lane's cache is as new as its orders.
+    That is: the workers have read every topic up to where it ended, and what came of that in internal topics;
+    readers of committed records see what was written; and every lane's cache has those orders. What is sent
+    meanwhile isn't waited for.
 
     Exits 1 when the time is up, and says what is left.
 

@@ -11,11 +11,12 @@ from typing import Final, NamedTuple
 import redis.asyncio
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
+from contracts.topics import INTERNAL
 from settings import Settings
 from sinks.clients import ONCE, open_client
 from sinks.redis import behind
 from streams.control import paused
-from streams.lag import LagReader, by_topic, total
+from streams.lag import Lag, LagReader, Position, by_topic, total
 
 POLL_SECONDS: Final = 0.2
 REDIS_SECONDS: Final = 2.0
@@ -64,6 +65,44 @@ class WaitResult(NamedTuple):
         return not self.left and (self.cache is None or self.cache.complete)
 
 
+class Goal:
+    """What has to be handled: all that was in the topics at first, and what it causes.
+
+    Records that come later don't count, so that it is reached under load, too. Once the input topics are
+    handled up to where they ended at first, what was caused lies in the internal ones, because a cause is
+    committed only after what it appends. So they are then handled up to where they end; if something is left
+    in none of them, nothing is under way (LagReader.lag). Where traffic always leaves something, they are
+    waited for CHAIN times, each time up to where they ended when the time before was reached.
+    """
+
+    CHAIN: Final = 8
+    """How many records may cause each other, one after the other: re-keyed, decided, decided on that."""
+
+    def __init__(self, lag: Lag) -> None:
+        """`lag`: at first."""
+        self._ends = {place: position.end for place, position in lag.items()}
+        self._reached = 0
+
+    def left(self, lag: Lag) -> dict[str, int]:
+        """Records that are still to be handled, by topic; empty: everything is. To be called with one lag
+        after the other.
+        """
+        if remaining := self._below(lag, self._ends):
+            return remaining
+        internal = {place: position for place, position in lag.items() if place[0] in INTERNAL}
+        self._reached += 1
+        if self._reached > self.CHAIN or not total(internal):
+            return {}
+        self._ends |= {place: position.end for place, position in internal.items()}
+        return self._below(lag, self._ends)
+
+    @staticmethod
+    def _below(lag: Lag, ends: Mapping[tuple[str, int], int]) -> dict[str, int]:
+        return by_topic(
+            {place: Position(lag[place].committed, end) for place, end in ends.items() if place in lag}
+        )
+
+
 async def wait(
     settings: Settings,
     timeout: float | None = None,
@@ -72,9 +111,8 @@ async def wait(
     cache: bool = True,
     say: Callable[[str], None] = lambda what: None,
 ) -> WaitResult:
-    """Poll until the lag is 0 and the cache is complete, or `timeout` seconds are over.
-
-    Without `cache` Redis isn't asked.
+    """Poll until what was sent before, and what it causes, is handled and in the cache, or `timeout` seconds
+    are over. Without `cache` Redis isn't asked.
 
     `progress` is called with the records handled so far and those left. When no worker runs, or the cache
     takes long, `say` is called once with a sentence about it. Raises TopicsMissing, aiokafka's errors when
@@ -89,13 +127,22 @@ async def wait(
         if cache:
             client = await stack.enter_async_context(open_client(settings, timeout=REDIS_SECONDS, retry=ONCE))
         lag = await reader.lag()
+        goal, written, changelog = Goal(lag), None, None
         first = sum(position.committed for position in lag.values())
         while True:
             handled = sum(position.committed for position in lag.values()) - first
+            left = goal.left(lag) if written is None else {}
             if progress is not None:
-                progress(handled, total(lag))
-            left = by_topic(lag) or await reader.unseen()
-            seen = None if left or client is None else await _cache_of(settings, reader, client)
+                progress(handled, sum(left.values()))
+            if not left:
+                # What the workers write from now on is of later records.
+                written = await reader.written() if written is None else written
+                left = await reader.unseen(written)
+            if not left and changelog is None:
+                changelog = await reader.changelog_ends()
+            seen = None
+            if client is not None and changelog is not None:
+                seen = await _cache_of(settings, changelog, client)
             seconds = time.monotonic() - started
             outcome = WaitResult(left, handled, seconds, 0, seen)
             if outcome.done or (timeout is not None and seconds >= timeout):
@@ -118,8 +165,7 @@ async def wait(
             lag = await reader.lag()
 
 
-async def _cache_of(settings: Settings, reader: LagReader, client: redis.asyncio.Redis) -> Cache:
-    ends = await reader.changelog_ends()
+async def _cache_of(settings: Settings, ends: Mapping[int, int], client: redis.asyncio.Redis) -> Cache:
     try:
         return Cache(await behind(client, settings, ends))
     except (AuthenticationError, NoPermissionError):

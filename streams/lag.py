@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, cast
 
@@ -125,17 +125,23 @@ class LagReader:
             positions[partition.topic, partition.partition] = Position(position, ends[partition])
         return Look(positions, read_notes(commit.metadata for commit in committed.values()))
 
-    async def unseen(self) -> dict[str, int]:
-        """Return, by topic, the offsets that readers of committed records don't reach yet, on the topics that
-        the pipeline writes.
+    async def written(self) -> dict[TopicPartition, int]:
+        """Where each partition that the pipeline writes ends now, what isn't committed included."""
+        ends: dict[TopicPartition, int] = await self._offsets.end_offsets(
+            await self._partitions(self._written)
+        )
+        return ends
 
-        If it is empty, they see everything that was written before this call. A committed transaction is in
-        the offsets first, and visible on each topic a moment later.
+    async def unseen(self, ends: Mapping[TopicPartition, int] | None = None) -> dict[str, int]:
+        """Return, by topic, the offsets below `ends` (written(); None: the present ones) that readers of
+        committed records don't reach yet.
+
+        If it is empty, they see everything that was written before. A committed transaction is in the offsets
+        first, and visible on each topic a moment later.
         """
-        partitions = await self._partitions(self._written)
-        ends = await self._offsets.end_offsets(partitions)
-        stable = await self._stable.end_offsets(partitions)
-        return by_topic({(tp.topic, tp.partition): Position(stable[tp], ends[tp]) for tp in partitions})
+        ends = await self.written() if ends is None else ends
+        stable = await self._stable.end_offsets(list(ends))
+        return by_topic({(tp.topic, tp.partition): Position(stable[tp], end) for tp, end in ends.items()})
 
     async def changelog_ends(self) -> dict[int, int]:
         """Lane -> where its changelog ends now."""
