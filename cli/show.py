@@ -18,6 +18,8 @@ from console import order_view
 from contracts import ids, times
 from contracts.errors import Refused
 from contracts.printable import printable
+from domain.enums import DeadlineKind
+from domain.shapes import Due
 from errors import OrdersError
 from settings import get_settings
 
@@ -80,6 +82,7 @@ def show_command(
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6 --as-of 2026-03-10T12:00:00Z
     """
     from domain import explain
+    from domain.deadlines import pending
     from queries.state import read_state
 
     given = [each for each in (order_id, cart, checkout) if each is not None]
@@ -99,12 +102,35 @@ def show_command(
         remedy = "see that it was sent, and that orders wait says that all is processed"
         raise OrdersError(f"no fact of order {order_uuid} is known", remedy)
     explanation = explain.explain(order_uuid.bytes, order, time)
+    # Of an earlier time it isn't known which answers there were.
+    answered = [] if time is not None else order_view.refunds(explanation, order)
+    if answered:
+        _tell_asks(explanation, answered, pending(order, order_uuid.bytes, get_settings().deadline_policy))
     if as_json:
         print(json.dumps(explanation, indent=2))
     else:
-        # Of an earlier time it isn't known which answers there were.
-        answered = [] if time is not None else order_view.refunds(explanation, order)
         output().print(render(explanation, wide, {each.refund_id: each for each in answered}))
+
+
+def _tell_asks(
+    explanation: dict[str, Any], answered: Sequence[order_view.Refund], due: Sequence[Due]
+) -> None:
+    """Add to each refund its state, how often it was asked for again, and when it is asked for next."""
+    # A final deadline for an answer gives the refund up; one after a failure asks.
+    next_ask = {
+        ids.text(each.subject): times.text(each.at * 1000)
+        for each in due
+        if each.subject is not None
+        and (each.what is DeadlineKind.REFUND_RETRY or (each.what is DeadlineKind.REFUND and not each.final))
+    }
+    states = {each.refund_id: each for each in answered}
+    for refund in explanation["refunds"]:
+        known = states[refund["refund_id"]]
+        refund |= {
+            "state": known.state,
+            "asked_again": known.asked,
+            "next_ask": next_ask.get(known.refund_id),
+        }
 
 
 def _uuid(text: str) -> UUID:
@@ -205,7 +231,10 @@ def render(
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
         parts += _table("Returns", explanation["returns"], RETURNS, wide)
-        refunds = [{**each, **_answered(each["refund_id"], states or {})} for each in explanation["refunds"]]
+        refunds = [
+            {**each, **_answered(each["refund_id"], states or {}, each.get("next_ask"))}
+            for each in explanation["refunds"]
+        ]
         state_column = {"state": "state"} if states else {}
         parts += _table(
             "Refunds",
@@ -217,13 +246,16 @@ def render(
     return Group(*parts)
 
 
-def _answered(refund_id: str, states: Mapping[str, order_view.Refund]) -> dict[str, str]:
+def _answered(
+    refund_id: str, states: Mapping[str, order_view.Refund], next_ask: str | None
+) -> dict[str, str]:
     """What became of a refund that was decided, in words."""
     refund = states.get(refund_id)
     if refund is None:
         return {}
     times_asked = {0: "", 1: ", asked again"}.get(refund.asked, f", asked again {refund.asked} times")
-    return {"state": refund.state.replace("_", " ") + times_asked}
+    due = f", next asked {second(next_ask)}" if next_ask else ""
+    return {"state": refund.state.replace("_", " ") + times_asked + due}
 
 
 def _reason(rule: dict[str, Any]) -> str:
