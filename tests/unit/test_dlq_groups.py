@@ -16,9 +16,9 @@ def test_of_many_groups_the_largest_are_shown(
 ) -> None:
     monkeypatch.setattr(dlq, "state_of", lambda *_: "new")
     letter: Any = type("Letter", (), {"id": "0:1", "reason": "x", "detail": "", "record": "r", "time": "now"})
-    for many, told in ((dlq.SHOWN_GROUPS, False), (dlq.SHOWN_GROUPS + 3, True)):
+    for many, capped in ((dlq.SHOWN_GROUPS, False), (dlq.SHOWN_GROUPS + 3, True)):
         groups = Counter({f"seller-{number}": number + 1 for number in range(many)})
         dlq._print_list(Settings(), [(letter, None)], groups, Counter(new=9), dlq.ByName.seller, wide=False)
         shown = capsys.readouterr().out
-        assert ("and 3 more by seller" in shown) is told
-        assert ("seller-0 " in shown.replace("\n", " ")) is not told
+        assert ("and 3 more by seller" in shown) is capped
+        assert ("seller-0 " in shown.replace("\n", " ")) is not capped
