@@ -44,6 +44,7 @@ app = typer.Typer(
 SHOWN_CHARACTERS: Final = 4000
 STATES: Final[tuple[State, ...]] = get_args(State)
 SHOWN_IDS: Final = 20
+SHOWN_GROUPS: Final = 20
 MOST_EDITED: Final = 256 << 10
 """Bytes of a value that is sent in place of a letter's: the note of the redrive holds both."""
 
@@ -161,10 +162,13 @@ def _print_list(
     summary = Rows(
         "letters", by.value, "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide
     )
-    for name, count in groups.most_common():
+    for name, count in groups.most_common(SHOWN_GROUPS):
         meaning = REASONS.get(name, "an unknown reason") if by is ByName.reason else ""
         summary.add(f"{count:,}", name or "unknown", meaning)
     console.print(summary)
+    if len(groups) > SHOWN_GROUPS:
+        more = len(groups) - SHOWN_GROUPS
+        console.print(f"and {more:,} more by {by.value}, each with as few or fewer; all with --json")
     by_state = ", ".join(f"{states[name]:,} {name}" for name in STATES)
     console.print(
         f"{states.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,7 @@ def up(
     if as_json:
         print(json.dumps(stack.env, indent=2))
         return
-    _print_env(stack.env, export=False)
+    _print_env(_in_force(stack.env, os.environ), export=False)
     if sys.stderr.isatty():
         use = "orders uses it in this folder; for other programs" if dir == DEFAULT else "For this shell"
         evaluated = f'eval "$(orders stack env{_dir_option(dir)})"'
@@ -156,6 +157,12 @@ def env(
 def _print_env(values: Mapping[str, str], *, export: bool) -> None:
     for name, value in values.items():
         say(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
+
+
+def _in_force(values: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The values, with the folder for data that a shell has exported: commands use that one. Pure."""
+    exported = environment.get("ORDERS_DATA")
+    return {**values, "ORDERS_DATA": exported} if exported else dict(values)
 
 
 def _opened(dir: Path) -> Stack:

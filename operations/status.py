@@ -31,6 +31,7 @@ from queries.errors import Unavailable
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sinks.clients import ONCE, open_client
+from sinks.refusals import told
 from streams.control import ControlReader, Pause, held_by, span
 from streams.lag import Lag, LagReader
 from streams.levels import Level
@@ -141,12 +142,12 @@ class Status(NamedTuple):
         if not self.members:
             said.append("no worker is running: start one with orders worker")
         for each in self.workers:
-            away = [f"{server} hasn't answered for {since:.0f} s" for server, since in each.away.items()]
+            away = [told(server, since, each.refused.get(server)) for server, since in each.away.items()]
             said += [f"worker {each.worker}: {what}" for what in (each.stuck, *away, each.waits) if what]
         said += [f"{each} is {_lasting(each, self.at)}" for each in self.paused if each.kind != "lane"]
         said += [
             f"{count:,} records were refused within {span(FLOOD_SECONDS)}: {reason};"
-            f" orders dlq list --reason {reason} --since 1h --by source says whose"
+            f" orders dlq list --reason {reason} --since 1h --by source --limit 5 says whose"
             for reason, count in self.dead_letters.flood.items()
         ]
         if self.audit_broken:

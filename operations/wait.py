@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import redis.asyncio
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from contracts.topics import INTERNAL
+from contracts.topics import CREATED, INTERNAL
 from settings import Settings
 from sinks.clients import ONCE, open_client
 from sinks.redis import behind
@@ -68,19 +68,20 @@ class WaitResult(NamedTuple):
 class Goal:
     """What has to be handled: all that was in the topics at first, and what it causes.
 
-    Records that come later don't count, so that it is reached under load, too. Once the input topics are
-    handled up to where they ended at first, what was caused lies in the internal ones, because a cause is
-    committed only after what it appends. So they are then handled up to where they end; if something is left
-    in none of them, nothing is under way (LagReader.lag). Where traffic always leaves something, they are
-    waited for CHAIN times, each time up to where they ended when the time before was reached.
+    Records that come later don't count, so that it is reached under load, too. A cause is committed only
+    after what it appends. So once all topics are handled up to where they ended at first, what was caused
+    lies in those that the workers write themselves, and these are handled up to where they end then. That goes on
+    until nothing is left in them, and so nothing under way (LagReader.lag). Where traffic always leaves
+    something, it ends after CHAIN times.
     """
 
-    CHAIN: Final = 8
-    """How many records may cause each other, one after the other: re-keyed, decided, decided on that."""
+    CHAIN: Final = 50
+    """How many decisions may cause each other, one after the other, where others send meanwhile."""
 
     def __init__(self, lag: Lag) -> None:
         """`lag`: at first."""
         self._ends = {place: position.end for place, position in lag.items()}
+        self._first = {place: end for place, end in self._ends.items() if place[0] not in INTERNAL}
         self._reached = 0
 
     def left(self, lag: Lag) -> dict[str, int]:
@@ -89,11 +90,14 @@ class Goal:
         """
         if remaining := self._below(lag, self._ends):
             return remaining
-        internal = {place: position for place, position in lag.items() if place[0] in INTERNAL}
         self._reached += 1
-        if self._reached > self.CHAIN or not total(internal):
+        # Only checkouts cause an order.created, and the first time all of them are handled.
+        written = (CREATED, *INTERNAL) if self._reached == 1 else INTERNAL
+        caused = {place: position for place, position in lag.items() if place[0] in written}
+        others_send = any(lag[place].end > end for place, end in self._first.items() if place in lag)
+        if not total(caused) or (others_send and self._reached > self.CHAIN):
             return {}
-        self._ends |= {place: position.end for place, position in internal.items()}
+        self._ends |= {place: position.end for place, position in caused.items()}
         return self._below(lag, self._ends)
 
     @staticmethod

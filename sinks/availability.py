@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from sinks.refusals import refusal
+
 PATIENCE: Final = 5.0
 """Seconds after which a call without an answer says that its server is away. Calls take 0.1 s."""
 
@@ -23,6 +25,8 @@ class Availability:
         self._began: list[float] = []
         """When the calls began that have no answer yet."""
         self._failing_since: float | None = None
+        self.refusal: str | None = None
+        """Why the server refused the last call, which failed; None: nothing says that it is there."""
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -32,19 +36,21 @@ class Availability:
         try:
             yield
         except self._answers:
-            self._failing_since = None
+            self._failing_since = self.refusal = None
             raise
-        except Exception:
+        except Exception as error:
+            self.refusal = refusal(error)
             if self._failing_since is None:
                 self._failing_since = began
             raise
         else:
-            self._failing_since = None
+            self._failing_since = self.refusal = None
         finally:
             self._began.remove(began)
 
     def away(self) -> float:
-        """Seconds for which the server hasn't answered; 0: it answers, as far as anybody has asked."""
+        """Seconds for which the server hasn't answered, or has refused (`refusal`); 0: it does what it
+        is asked, as far as anybody has asked."""
         now = self._clock()
         since = [began for began in self._began if now - began > PATIENCE]
         if self._failing_since is not None:

@@ -21,6 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from settings import Settings
 from sinks.clients import ONCE, open_client
+from sinks.refusals import refusal
 from sinks.rows import CacheEntry
 from sinks.within import answered_within
 
@@ -288,6 +289,8 @@ class RedisSink:
         self._script = _SCRIPT.replace("PREFIX", settings.redis_prefix)
         self._sha = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._away_since: float | None = None
+        self.refusal: str | None = None
+        """Why Redis, which answers, refuses to write, by the last attempt; None: it writes, or is silent."""
         self.failures = 0
         """Attempts that failed."""
 
@@ -338,21 +341,33 @@ class RedisSink:
                     lost |= lost_here
                     limit.answered()
         except (RedisError, OSError, TimeoutError) as error:
-            self.failures += 1
-            if self._away_since is None:
-                self._away_since = clock()
-                log.warning(
-                    "redis.away: %(entries)d entries are left out: %(error)s: %(why)s",
-                    {"entries": len(batch), "error": type(error).__name__, "why": error},
-                )
+            self._failed(error, len(batch))
             return None
         if self._away_since is not None:
             log.info(
                 "redis.back: after %(seconds).1f s, %(failures)d failures in all",
                 {"seconds": clock() - self._away_since, "failures": self.failures},
             )
-            self._away_since = None
+            self._away_since = self.refusal = None
         return Written(entries, position, lost)
+
+    def _failed(self, error: Exception, entries: int) -> None:
+        self.failures += 1
+        before, self.refusal = self.refusal, refusal(error)
+        if self._away_since is None:
+            self._away_since = asyncio.get_running_loop().time()
+        elif before is not None or self.refusal is None:
+            return  # it is told already
+        if self.refusal is None:
+            log.warning(
+                "redis.away: %(entries)d entries are left out: %(error)s: %(why)s",
+                {"entries": entries, "error": type(error).__name__, "why": error},
+            )
+        else:
+            log.warning(
+                "redis.refuses: it answers, but refuses to write, %(entries)d entries are left out: %(why)s",
+                {"entries": entries, "why": self.refusal},
+            )
 
     async def close(self) -> None:
         """Close the connections. Blocks for settings.redis_timeout at most."""

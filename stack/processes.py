@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from stack.errors import SEE_BELOW, StackError, tail
+from stack.errors import SEE_BELOW, StackError, failed, last_of, tail
 
 START_TIMEOUT = 90.0
 """Seconds until a server that is alive but not ready counts as failed: a laptop
@@ -165,8 +165,7 @@ def run(
             f"{what} was not done after {START_TIMEOUT:.0f} s", "try again when the machine is less busy"
         ) from None
     if done.returncode:
-        last = "\n".join(f"    {line[:500]}" for line in done.stdout.splitlines()[-15:])
-        raise StackError(f"{what} failed (exit code {done.returncode})", SEE_BELOW, log=last)
+        raise failed(f"{what} failed (exit code {done.returncode})", last_of(done.stdout), cwd, SEE_BELOW)
     return str(done.stdout)
 
 
@@ -224,7 +223,7 @@ def wait_ready(
         if not alive():
             if not must_live:
                 return False
-            raise StackError(f"{name} did not start", f"{SEE_BELOW} of {log}", log=tail(log))
+            raise failed(f"{name} did not start", tail(log), log.parent, f"{SEE_BELOW} of {log}")
         if time.monotonic() > deadline:
             raise StackError(
                 f"{name} was not ready after {START_TIMEOUT:.0f} s", f"{SEE_BELOW} of {log}", log=tail(log)

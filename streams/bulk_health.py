@@ -12,6 +12,7 @@ import asyncpg
 from errors import OrdersError
 from settings import Settings
 from sinks.bulk import BulkJobs
+from sinks.refusals import told
 from streams import metrics
 from streams.control import Control
 from streams.probes import Health
@@ -47,9 +48,16 @@ class BulkHealth:
         seconds = {"kafka": self.control.availability.away(), "postgres": self.jobs.availability.away()}
         return {server: since for server, since in seconds.items() if since}
 
+    def refused(self) -> dict[str, str]:
+        """Of the servers that are `away` those that answer and refuse, and why. Never blocks."""
+        asked = {"kafka": self.control.availability, "postgres": self.jobs.availability}
+        reasons = {server: each.refusal for server, each in asked.items() if each.away()}
+        return {server: why for server, why in reasons.items() if why is not None}
+
     def look(self) -> Health:
         """For the probes. Never blocks."""
-        waits = [f"{server} hasn't answered for {since:.0f} s" for server, since in self.away().items()]
+        refused = self.refused()
+        waits = [told(server, since, refused.get(server)) for server, since in self.away().items()]
         waits += [] if self.joined else [_NOT_JOINED]
         waiting = self._waiting()
         if waiting is not None:
@@ -59,7 +67,7 @@ class BulkHealth:
     def report(self) -> WorkerReport:
         """For orders.workers. Never blocks."""
         own = report_of(self._settings, "bulk")
-        own.away = self.away()
+        own.away, own.refused = self.away(), self.refused()
         waiting = self._waiting()
         own.waits = waiting[1] if waiting is not None else None if self.joined else _NOT_JOINED
         return own

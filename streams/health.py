@@ -10,6 +10,7 @@ from typing import Final
 from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
+from sinks.refusals import told
 from streams import metrics
 from streams.control import Control
 from streams.probes import Health
@@ -47,10 +48,20 @@ class HealthWatch:
         }
         return {server: since for server, since in seconds.items() if since}
 
+    def refused(self) -> dict[str, str]:
+        """Of the servers that are `away` those that answer and refuse to write, and why. Never blocks."""
+        reasons = {
+            "kafka": None if self._control is None else self._control.availability.refusal,
+            "postgres": self._rows.availability.refusal,
+            "redis": self._cache.refusal,
+        }
+        away = self.away()
+        return {server: why for server, why in reasons.items() if why is not None and server in away}
+
     def look(self) -> Health:
         """For the probes. Never blocks."""
-        away = self.away()
-        waits = [f"{server} hasn't answered for {since:.0f} s" for server, since in away.items()]
+        away, refused = self.away(), self.refused()
+        waits = [told(server, since, refused.get(server)) for server, since in away.items()]
         waits += [] if self._app.ready else [_NOT_OPEN]
         now = time.monotonic()
         waits += [
@@ -77,6 +88,7 @@ class HealthWatch:
                 LaneReport(look.name, look.lag, look.oldest, look.still, waiting, why, behind)
             )
         report.away = self.away()
+        report.refused = self.refused()
         report.stuck = self._stuck(report.away)
         report.waits = None if self._app.ready else _NOT_OPEN
         return report

@@ -94,7 +94,8 @@ LANE_BUSY: Final = Gauge(
 )
 SERVER_AWAY: Final = Gauge(
     "orders_server_away_seconds",
-    "Seconds for which a server hasn't answered this process. 0: it answers, or nobody has asked.",
+    "Seconds for which a server hasn't answered this process, or has refused to write."
+    " 0: neither, or nobody has asked.",
     ["server"],
 )
 """server: kafka, postgres, redis; of the API and the console postgres, replica, redis."""

@@ -56,7 +56,9 @@ class WorkerReport(Struct, omit_defaults=True):
     role: str
     lanes: list[LaneReport] = []
     away: dict[str, float] = {}
-    """Servers that don't answer it, and for how many seconds."""
+    """Servers that don't answer it, or refuse to write, and for how many seconds."""
+    refused: dict[str, str] = {}
+    """Of these the ones that answer and refuse to write, and why."""
     stuck: str | None = None
     waits: str | None = None
     """Why it does no work yet."""

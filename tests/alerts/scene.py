@@ -71,6 +71,7 @@ Step = Callable[["Scene"], Awaitable[None]]
 STEPS: Final[dict[str, tuple[Step, frozenset[str]]]] = {}
 """Name -> the step and the alerts that fire in it, in their order."""
 NOT_TRIED: Final[dict[str, str]] = {
+    "OrdersRestarts": "nobody starts the scene's workers again",
     "OrdersNotReady": "neither orders api nor orders console runs in the scene",
     "OrdersRequestsFail": "neither orders api nor orders console runs in the scene",
 }

@@ -166,12 +166,14 @@ async def test_a_full_server_keeps_what_it_has(cache: RedisPlace, client: Any) -
         await client.config_set("maxmemory", "1")
         assert await cache.sink.put([first._replace(version=2)], CHECKPOINT) is None
         assert cache.sink.away
+        assert (cache.sink.refusal or "").startswith("it is full: OutOfMemoryError: ")
         assert not await client.exists(CHECKPOINT.key)
         assert set(await client.zrange("user:someone:orders", 0, -1)) == {ident("a"), ident("b")}
     finally:
         for name in ("maxmemory", "maxmemory-policy"):
             await client.config_set(name, before[name])
     assert await cache.sink.put([], CHECKPOINT, probe=True) == Written(0, CHECKPOINT.to)
+    assert cache.sink.refusal is None
 
 
 async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any) -> None:

@@ -18,10 +18,11 @@ def watch(
     away: dict[str, float] | None = None,
     outages: dict[str, Any] | None = None,
     ready: bool = True,
+    refused: dict[str, str] | None = None,
 ) -> HealthWatch:
     """Of a worker with these lanes. `away`: seconds by server."""
     seconds = {"kafka": 0.0, "postgres": 0.0, "redis": 0.0} | (away or {})
-    waiting = outages or {}
+    waiting, why = outages or {}, refused or {}
     app: Any = SimpleNamespace(
         ready=ready,
         delivery=SimpleNamespace(outages=waiting),
@@ -32,8 +33,10 @@ def watch(
         ],
         stats=lambda: SimpleNamespace(retries=3, rewinds=1),
     )
-    rows: Any = SimpleNamespace(availability=SimpleNamespace(away=lambda: seconds["postgres"]))
-    cache: Any = SimpleNamespace(away_for=lambda: seconds["redis"])
+    rows: Any = SimpleNamespace(
+        availability=SimpleNamespace(away=lambda: seconds["postgres"], refusal=why.get("postgres"))
+    )
+    cache: Any = SimpleNamespace(away_for=lambda: seconds["redis"], refusal=why.get("redis"))
     return HealthWatch(app, rows, cache)
 
 
@@ -69,6 +72,11 @@ class Outage:
             watch(STILL, away={"redis": 2.0}),
             "lane 91 has stood still for 60 s",
             "redis hasn't answered for 2 s",
+        ),
+        (
+            watch(away={"redis": 11.0}, refused={"redis": "it is full: OOM", "postgres": "of before"}),
+            None,
+            "redis answers, but has refused to write for 11 s: it is full: OOM",
         ),
         (watch(QUIET, away={"kafka": 9.0}, ready=False), None, "kafka hasn't answered for 9 s; lanes aren't"),
     ],

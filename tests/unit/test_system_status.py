@@ -109,13 +109,17 @@ def test_what_the_last_audit_found_is_wrong_too() -> None:
 def test_what_is_wrong_is_said_first() -> None:
     given = status(
         LaneStatus(0, "w1@a", 5, 40.0, None, 1.0, None),
-        workers=(worker(away={"postgres": 31.0}), worker("w2@a", waits="lanes aren't open yet")),
+        workers=(
+            worker(away={"postgres": 31.0, "redis": 11.0}, refused={"redis": "it is full: OOM"}),
+            worker("w2@a", waits="lanes aren't open yet"),
+        ),
         servers={"kafka": None, "postgres": "doesn't answer: TimeoutError", "redis": None},
         jobs=None,
     )
-    assert shown(given).splitlines()[:4] == [
+    assert shown(given).splitlines()[:5] == [
         "postgres doesn't answer: TimeoutError",
         "worker w1@a: postgres hasn't answered for 31 s",
+        "worker w1@a: redis answers, but has refused to write for 11 s: it is full: OOM",
         "worker w2@a: lanes aren't open yet",
         "lane 0 is behind by 40 s",
     ]
@@ -152,7 +156,7 @@ def test_a_flood_of_dead_letters_is_a_problem() -> None:
     many = few._replace(dead_letters=DeadLetters(3009, {"not_json": 3000, "x": 9}, {"not_json": 3000}))
     assert many.problems == [
         "3,000 records were refused within 10 min: not_json;"
-        " orders dlq list --reason not_json --since 1h --by source says whose"
+        " orders dlq list --reason not_json --since 1h --by source --limit 5 says whose"
     ]
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from operations.wait import Goal
 from streams.lag import Lag, Position
 
+NONE = (0, 0)
+
 
 def lag(
-    created: tuple[int, int], decisions: tuple[int, int] = (0, 0), rekeyed: tuple[int, int] = (0, 0)
+    paid: tuple[int, int],
+    decisions: tuple[int, int] = NONE,
+    rekeyed: tuple[int, int] = NONE,
+    created: tuple[int, int] = (4, 4),
 ) -> Lag:
     return {
-        ("order.created", 0): Position(*created),
-        ("order.created", 1): Position(4, 4),
+        ("order.paid", 0): Position(*paid),
+        ("order.created", 1): Position(*created),
         ("orders.decisions", 0): Position(*decisions),
         ("orders.rekeyed", 0): Position(*rekeyed),
     }
@@ -19,8 +24,8 @@ def lag(
 
 def test_what_is_sent_meanwhile_is_not_waited_for() -> None:
     goal = Goal(lag((5, 10)))
-    assert goal.left(lag((5, 10))) == {"order.created": 5}
-    assert goal.left(lag((8, 20))) == {"order.created": 2}
+    assert goal.left(lag((5, 10))) == {"order.paid": 5}
+    assert goal.left(lag((8, 20))) == {"order.paid": 2}
     assert goal.left(lag((10, 30))) == {}
 
 
@@ -36,6 +41,20 @@ def test_what_was_caused_is_waited_for_and_what_that_causes() -> None:
     assert goal.left(lag((10, 10), (0, 1), (1, 2))) == {"orders.rekeyed": 1}
     assert goal.left(lag((10, 10), (0, 1), (2, 2))) == {"orders.decisions": 1}
     assert goal.left(lag((10, 12), (1, 1), (2, 2))) == {}
+
+
+def test_an_order_that_a_checkout_causes_is_waited_for_once() -> None:
+    goal = Goal(lag((5, 10)))
+    assert goal.left(lag((10, 10), created=(4, 6))) == {"order.created": 2}
+    assert goal.left(lag((10, 10), (0, 1), created=(6, 9))) == {"orders.decisions": 1}
+    assert goal.left(lag((10, 10), (1, 1), created=(6, 9))) == {}
+
+
+def test_decisions_are_followed_to_their_end_where_nobody_else_sends() -> None:
+    goal = Goal(lag((10, 10)))
+    for n in range(3 * Goal.CHAIN):
+        assert goal.left(lag((10, 10), (n, n + 1))) == {"orders.decisions": 1}
+    assert goal.left(lag((10, 10), (n + 1, n + 1))) == {}
 
 
 def test_traffic_that_always_leaves_decisions_does_not_keep_it_for_ever() -> None:
