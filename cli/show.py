@@ -231,19 +231,20 @@ def render(
         )
         parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
         parts += _table("Returns", explanation["returns"], RETURNS, wide)
-        refunds = [
-            {**each, **_answered(each["refund_id"], states or {}, each.get("next_ask"))}
-            for each in explanation["refunds"]
-        ]
-        state_column = {"state": "state"} if states else {}
-        parts += _table(
-            "Refunds",
-            refunds,
-            {"refund_id": "refund", "amount": currency} | tax_column | {"cause": "cause"} | state_column,
-            wide,
-        )
+        parts += _refunds(explanation, states or {}, {"amount": currency} | tax_column, wide)
         parts += _table("Attention", explanation["attention"], ATTENTION, wide)
     return Group(*parts)
+
+
+def _refunds(
+    explanation: dict[str, Any], states: Mapping[str, order_view.Refund], amounts: dict[str, str], wide: bool
+) -> list[RenderableType]:
+    refunds = [
+        {**each, **_answered(each["refund_id"], states, each.get("next_ask"))}
+        for each in explanation["refunds"]
+    ]
+    columns = {"refund_id": "refund"} | amounts | {"cause": "cause"} | ({"state": "state"} if states else {})
+    return _table("Refunds", refunds, columns, wide)
 
 
 def _answered(

@@ -70,9 +70,9 @@ class Goal:
 
     Records that come later don't count, so that it is reached under load, too. A cause is committed only
     after what it appends. So once all topics are handled up to where they ended at first, what was caused
-    lies in those that the workers write themselves, and these are handled up to where they end then. That goes on
-    until nothing is left in them, and so nothing under way (LagReader.lag). Where traffic always leaves
-    something, it ends after CHAIN times.
+    lies in those that the workers write themselves, and these are handled up to where they end then. That
+    goes on until nothing is left in them, and so nothing under way (LagReader.lag). Where traffic always
+    leaves something, it ends after CHAIN times.
     """
 
     CHAIN: Final = 50

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Final
+from functools import cache
 
 import asyncpg
-from redis.exceptions import (
-    AuthenticationError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
 
 from errors import named
 from wire import denied
 from wire.refused import AccessRefused, chain
 
-_WHY: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (OutOfMemoryError, "it is full"),
-    (ReadOnlyError, "it is a replica"),
-    (NoPermissionError, "it doesn't allow it"),
-    (AuthenticationError, "it refuses the login"),
-    (asyncpg.DiskFullError, "its disk is full"),
-    (asyncpg.ReadOnlySQLTransactionError, "it is read-only, as a standby is"),
-    (asyncpg.InsufficientPrivilegeError, "it doesn't allow it"),
-    (asyncpg.InvalidAuthorizationSpecificationError, "it refuses the login"),
-    (asyncpg.InsufficientResourcesError, "it has no room left"),
-)
+
+@cache
+def _reasons() -> tuple[tuple[type[BaseException], str], ...]:
+    from redis import (
+        exceptions,
+    )  # when it is needed: every command that only prints its help loads this module
+
+    return (
+        (exceptions.OutOfMemoryError, "it is full"),
+        (exceptions.ReadOnlyError, "it is a replica"),
+        (exceptions.NoPermissionError, "it doesn't allow it"),
+        (exceptions.AuthenticationError, "it refuses the login"),
+        (asyncpg.DiskFullError, "its disk is full"),
+        (asyncpg.ReadOnlySQLTransactionError, "it is read-only, as a standby is"),
+        (asyncpg.InsufficientPrivilegeError, "it doesn't allow it"),
+        (asyncpg.InvalidAuthorizationSpecificationError, "it refuses the login"),
+        (asyncpg.InsufficientResourcesError, "it has no room left"),
+        (exceptions.ResponseError, ""),
+    )
 
 
 def refusal(error: BaseException) -> str | None:
     """Why a server that is there refuses to write, in one line; None: nothing says that it is there. Pure."""
-    for kind, why in _WHY:
+    for kind, why in _reasons():
         if isinstance(error, kind):
-            return f"{why}: {named(error)}"
-    if isinstance(error, ResponseError):
-        saves = "its disk refuses its snapshots: " if str(error).startswith("MISCONF") else ""
-        return saves + named(error)
+            if str(error).startswith("MISCONF"):
+                why = "its disk refuses its snapshots"
+            return f"{why}: {named(error)}" if why else named(error)
     for cause in chain(error):
         if isinstance(cause, AccessRefused):
             return named(cause)

@@ -111,7 +111,8 @@ class Made(Sources):
         if "kafka" in self.away:
             return Glance(None, None, "Kafka doesn't answer")
         reports = [LaneReport("0", 3, None, None, 4.0, self.text)]
-        worker = WorkerReport(int(NOW * 1000), self.text, 1, self.text, reports, {self.text: 2.0}, self.text)
+        worker = WorkerReport(int(NOW * 1000), self.text, 1, self.text, reports, {self.text: 2.0})
+        worker.refused, worker.stuck = {self.text: self.text}, self.text
         lanes = [
             LaneStatus(0, self.text, 3, 2.0, 4.0, None, self.text),
             LaneStatus(1, None, 0, None, None, None, None),
