@@ -25,13 +25,16 @@ def wait_command(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")
     ] = True,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Don't wait for what is sent from now on.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Wait until everything that was sent before is processed, and the cache shows it.
+    """Wait until everything that was sent is processed, and the cache shows it.
 
-    That is: the workers have read every topic up to where it ended, and what came of that in internal topics;
-    readers of committed records see what was written; and every lane's cache has those orders. What is sent
-    meanwhile isn't waited for.
+    That is: the lag is 0 on every topic that the workers read, internal ones too; readers of committed
+    records see what was written; and every lane's cache is as new as its orders. While others send there may
+    be no such moment: --so-far waits for what was sent before, and for what that causes.
 
     Exits 1 when the time is up, and says what is left.
 
@@ -46,6 +49,7 @@ def wait_command(
                 timeout,
                 lambda handled, lag: bar.show(handled, handled + lag),
                 cache=cache,
+                so_far=so_far,
                 say=lambda what: bar.say(f"orders: {what}"),
             )
         )

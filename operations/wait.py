@@ -66,7 +66,8 @@ class WaitResult(NamedTuple):
 
 
 class Goal:
-    """What has to be handled: all that was in the topics at first, and what it causes.
+    """What has to be handled where only what was sent before counts: all that was in the topics at first, and
+    what it causes.
 
     Records that come later don't count, so that it is reached under load, too. A cause is committed only
     after what it appends. So once all topics are handled up to where they ended at first, what was caused
@@ -113,10 +114,11 @@ async def wait(
     progress: Callable[[int, int], None] | None = None,
     *,
     cache: bool = True,
+    so_far: bool = False,
     say: Callable[[str], None] = lambda what: None,
 ) -> WaitResult:
-    """Poll until what was sent before, and what it causes, is handled and in the cache, or `timeout` seconds
-    are over. Without `cache` Redis isn't asked.
+    """Poll until the lag is 0 and the cache is complete, or `timeout` seconds are over. With `so_far` until
+    that is so of what was sent before, and of what it causes. Without `cache` Redis isn't asked.
 
     `progress` is called with the records handled so far and those left. When no worker runs, or the cache
     takes long, `say` is called once with a sentence about it. Raises TopicsMissing, aiokafka's errors when
@@ -131,11 +133,14 @@ async def wait(
         if cache:
             client = await stack.enter_async_context(open_client(settings, timeout=REDIS_SECONDS, retry=ONCE))
         lag = await reader.lag()
-        goal, written, changelog = Goal(lag), None, None
+        goal, written, changelog = Goal(lag) if so_far else None, None, None
         first = sum(position.committed for position in lag.values())
         while True:
             handled = sum(position.committed for position in lag.values()) - first
-            left = goal.left(lag) if written is None else {}
+            if goal is None:
+                left, written, changelog = by_topic(lag), None, None
+            else:
+                left = goal.left(lag) if written is None else {}
             if progress is not None:
                 progress(handled, sum(left.values()))
             if not left:

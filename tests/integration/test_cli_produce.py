@@ -233,6 +233,21 @@ async def test_wait_ends_when_all_is_committed(
     assert json.loads(capsys.readouterr().out)["left"] == {}
 
 
+async def test_what_is_sent_meanwhile_is_not_waited_for(fresh: Settings) -> None:
+    first = list(generator.events(20, 1))
+    # An order.created might be a checkout's.
+    later = [event for event in generator.events(20, 2) if event.topic == "order.paid"]
+    await producer.send(fresh, first)
+    looked: asyncio.Queue[int] = asyncio.Queue()
+    waiting = asyncio.create_task(wait(fresh, 60, lambda handled, left: looked.put_nowait(left), so_far=True))
+    assert await looked.get() == len(first)
+    await commit(fresh)
+    await producer.send(fresh, later)
+    assert (await waiting).left == {}
+    assert sum((await wait(fresh, 0)).left.values()) == len(later)
+    assert await run("wait", "--so-far", "--timeout", "0.1") == 1, "by now they were sent before"
+
+
 async def states(settings: Settings, lane: int, count: int) -> None:
     """Records in a lane's changelog."""
     async with AIOKafkaProducer(**kafka(settings.brokers)) as sender:
